@@ -1,0 +1,93 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "mixed_kv/mask_view.h"
+#include "mixed_kv/page.h"
+
+namespace mixed_kv {
+
+namespace kernels {
+struct KernelSet;
+}
+
+// What each page of a mask holds for a tile of 16 queries, so that attention skips what no query sees and reads
+// no mask where all is visible. Computed once per graph and shared by its layers.
+class MaskPages {
+  public:
+    enum Kind : std::uint8_t { hidden, visible, mixed };  // all -inf; all zero; anything else
+    static constexpr int kTileQueries = 16;
+
+    // mask.data may be null: everything is visible. Cells n_kv .. of the last page count as hidden (mixed page).
+    void classify(const MaskView& mask, int n_stream, std::int64_t n_q, std::int64_t n_kv);
+    Kind kind(int stream, int head, std::int64_t query_tile, std::int64_t page) const noexcept;
+
+  private:
+    int n_stream_ = 0, n_head_ = 1, mask_streams_ = 1;
+    std::int64_t n_tiles_ = 0, n_pages_ = 0;
+    std::vector<Kind> kinds_;
+    bool all_visible_ = false;
+};
+
+// One attention op, in the terms of GGML_OP_FLASH_ATTN_EXT.
+struct AttentionArgs {
+    int n_stream = 1;
+    std::int64_t n_q = 0;   // query rows per stream
+    std::int64_t n_kv = 0;  // cells per stream, from cell 0 of each page table
+    int n_head = 0;         // query heads; n_gqa = n_head / n_head_kv
+    int n_head_kv = 0;
+    int head_dim_k = 0;
+    int head_dim_v = 0;
+
+    const float* q = nullptr;  // fp32 [n_stream][n_q][n_head][head_dim_k], any strides, in bytes:
+    std::ptrdiff_t q_stream_stride = 0, q_row_stride = 0, q_head_stride = 0;
+
+    const PageTable* k = nullptr;  // [n_stream]
+    const PageTable* v = nullptr;  // [n_stream]; may be the same tables as k (MLA: v is the first head_dim_v channels of k)
+    bool v_is_k = false;
+
+    MaskView mask;
+    float kq_scale = 1.0f;
+    float max_bias = 0.0f;       // ALiBi: slopes as ggml computes them
+    float logit_softcap = 0.0f;  // 0: none
+    const float* sinks = nullptr;  // learned sink logits [n_head] or null
+
+    float* out = nullptr;  // fp32 [n_stream][n_q][n_head][head_dim_v], contiguous heads; strides in bytes:
+    std::ptrdiff_t out_stream_stride = 0, out_row_stride = 0, out_head_stride = 0;
+};
+
+// ALiBi slope of a head (Press et al. 2022, as ggml computes it); 1 when max_bias is 0.
+float alibi_slope(float max_bias, int n_head, int head) noexcept;
+
+// Flash-decoding over pages: split into work items over (stream, KV head, query tile, page range), each giving an
+// attention state, merged in a fixed order. Results depend on the kernels, the arguments and n_threads only, not on which
+// thread ran what. Reused from op to op; steady state allocates nothing.
+class FlashDecode {
+  public:
+    explicit FlashDecode(const kernels::KernelSet& kernels);
+    ~FlashDecode();
+    FlashDecode(const FlashDecode&) = delete;
+    FlashDecode& operator=(const FlashDecode&) = delete;
+
+    // Serial. The arguments must stay valid until merge() has run. Throws std::bad_alloc only.
+    void plan(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads);
+    // Parallel: every thread 0 .. n_threads - 1 calls run(); after all have returned, every thread calls merge().
+    void run(int thread) noexcept;
+    void merge(int thread) noexcept;
+    // run() and merge() on the calling thread for a plan of one thread.
+    void run_serial() noexcept;
+
+    // Bytes of scratch and states held.
+    std::size_t workspace_bytes() const noexcept;
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mixed_kv
