@@ -1,10 +1,8 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "mixed_kv/mask_view.h"
@@ -24,13 +22,19 @@ class MaskPages {
     static constexpr int kTileQueries = 16;
 
     // mask.data may be null: everything is visible. Cells n_kv .. of the last page count as hidden (mixed page).
+    // Reuses its memory from call to call.
     void classify(const MaskView& mask, int n_stream, std::int64_t n_q, std::int64_t n_kv);
     Kind kind(int stream, int head, std::int64_t query_tile, std::int64_t page) const noexcept;
 
+    // Heads whose kinds are told apart; 1 when the mask is the same for all.
+    int n_head() const noexcept { return n_head_; }
+    std::int64_t n_pages() const noexcept { return n_pages_; }
+    std::int64_t n_tiles() const noexcept { return n_tiles_; }
+
   private:
-    int n_stream_ = 0, n_head_ = 1, mask_streams_ = 1;
-    std::int64_t n_tiles_ = 0, n_pages_ = 0;
-    std::vector<Kind> kinds_;
+    int n_head_ = 1, mask_streams_ = 1;
+    std::int64_t n_tiles_ = 0, n_pages_ = 0, n_kv_ = 0;
+    std::vector<Kind> kinds_;  // [mask_streams_][n_head_][n_tiles_][n_pages_]; unused when all_visible_
     bool all_visible_ = false;
 };
 
@@ -74,9 +78,11 @@ class FlashDecode {
     FlashDecode(const FlashDecode&) = delete;
     FlashDecode& operator=(const FlashDecode&) = delete;
 
-    // Serial. The arguments must stay valid until merge() has run. Throws std::bad_alloc only.
+    // Serial. What args points to must stay valid until merge() has run; mask_pages is only read here. Throws
+    // std::bad_alloc only.
     void plan(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads);
-    // Parallel: every thread 0 .. n_threads - 1 calls run(); after all have returned, every thread calls merge().
+    // Parallel: threads of 0 .. n_threads - 1 call run(), each with its own number; after all that called have
+    // returned, they call merge(). Work is claimed piece by piece, so some of the threads, or one, do all of it.
     void run(int thread) noexcept;
     void merge(int thread) noexcept;
     // run() and merge() on the calling thread for a plan of one thread.

@@ -1,0 +1,124 @@
+#include "attention/item_runner.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "attention/page_access.h"
+
+namespace mixed_kv::attention {
+
+void ItemRunner::run(const Item& item) noexcept {
+    tile_ = &plan_.tiles()[std::size_t(item.tile)];
+    n_rows_ = tile_->n_rows();
+    gather_q();
+    clear_state();
+    for (std::int64_t page = item.page_begin; page < item.page_end; ++page) {
+        const MaskPages::Kind kind = plan_.kind(*tile_, page);
+        if (kind == MaskPages::hidden) continue;
+        const PageStep step{page, int(std::min<std::int64_t>(kPageTokens, args_.n_kv - page * kPageTokens)),
+                            &page_at(keys(), page), &page_at(values(), page)};
+        if (sizes_.decode_path) {
+            decode_scores(step);
+        } else {
+            tile_scores(step);
+        }
+        const bool mixed = kind == MaskPages::mixed;
+        if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
+        softmax();
+        if (step.v->state == PageState::empty) continue;  // zero values add nothing
+        if (!sizes_.decode_path) {
+            tile_values(step);
+        } else if (args_.v_is_k && step.v->state == PageState::cold) {
+            decode_shared_values(step);
+        } else {
+            decode_values(step);
+        }
+    }
+    if (rotated_used_) {
+        for (int row = 0; row < n_rows_; ++row) {
+            float* rotated = s_.o_rotated + row * sizes_.o_stride;
+            float* o = s_.o + row * sizes_.o_stride;
+            set_.hadamard(rotated, args_.head_dim_v, sizes_.v_rotation);
+            for (int d = 0; d < args_.head_dim_v; ++d) o[d] += rotated[d];
+        }
+    }
+}
+
+// q as the kernels want it: contiguous, padded with zeros, kq_scale and 1 / logit_softcap applied (as ggml does).
+// ALiBi slopes beside it.
+void ItemRunner::gather_q() noexcept {
+    const float scale = args_.logit_softcap != 0.0f ? args_.kq_scale / args_.logit_softcap : args_.kq_scale;
+    const std::byte* base = reinterpret_cast<const std::byte*>(args_.q) + tile_->stream * args_.q_stream_stride +
+                            tile_->q0 * args_.q_row_stride + tile_->head0 * args_.q_head_stride;
+    float* out = s_.q;
+    float* slope = s_.slope;
+    for (int query = 0; query < tile_->n_q; ++query) {
+        for (int head = 0; head < tile_->n_head; ++head, out += sizes_.q_stride) {
+            *slope++ = query == 0 ? alibi_slope(args_.max_bias, args_.n_head, tile_->head0 + head) : s_.slope[head];
+            const std::byte* row = base + query * args_.q_row_stride + head * args_.q_head_stride;
+            std::memcpy(out, row, std::size_t(args_.head_dim_k) * sizeof(float));
+            for (int d = 0; d < args_.head_dim_k; ++d) out[d] *= scale;
+            std::fill(out + args_.head_dim_k, out + sizes_.q_stride, 0.0f);
+        }
+    }
+}
+
+void ItemRunner::clear_state() noexcept {
+    std::fill_n(s_.m, n_rows_, -std::numeric_limits<float>::infinity());
+    std::fill_n(s_.l, n_rows_, 0.0f);
+    std::fill_n(s_.o, n_rows_ * sizes_.o_stride, 0.0f);
+    rotated_used_ = false;
+}
+
+void ItemRunner::logits(const PageStep& step, bool mixed) noexcept {
+    int row = 0;
+    for (int query = 0; query < tile_->n_q; ++query) {
+        for (int head = 0; head < tile_->n_head; ++head, ++row) {
+            const fp16_t* mask =
+                mixed ? args_.mask.row(tile_->stream, tile_->head0 + head, tile_->q0 + query) : nullptr;
+            set_.logits({s_.scores + row * kPageTokens, step.n_tokens,
+                         mask == nullptr ? nullptr : mask + step.page * kPageTokens, s_.slope[row],
+                         args_.logit_softcap});
+        }
+    }
+}
+
+void ItemRunner::softmax() noexcept {
+    set_.softmax({s_.scores, n_rows_, s_.m, s_.l, s_.rescale});
+    for (int row = 0; row < n_rows_; ++row) {
+        if (s_.rescale[row] == 1.0f) continue;
+        set_.scale(s_.o + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);
+        if (rotated_used_) set_.scale(s_.o_rotated + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);
+    }
+}
+
+float* ItemRunner::value_sum(const Page& v) noexcept {
+    if (v.state != PageState::cold || sizes_.v_rotation <= 1) return s_.o;
+    if (!rotated_used_) std::fill_n(s_.o_rotated, n_rows_ * sizes_.o_stride, 0.0f);
+    rotated_used_ = true;
+    return s_.o_rotated;
+}
+
+void scatter_columns(const float* packed, std::uint64_t tokens, int n_rows, float* scores) noexcept {
+    int i = 0;
+    for (std::uint64_t rest = tokens; rest != 0; rest &= rest - 1, ++i) {
+        const int token = std::countr_zero(rest);
+        for (int row = 0; row < n_rows; ++row) scores[row * kPageTokens + token] = packed[row * kPageTokens + i];
+    }
+}
+
+void extract_columns(float* p, std::uint64_t tokens, int n_rows, float* packed) noexcept {
+    std::fill_n(packed, n_rows * kPageTokens, 0.0f);
+    int i = 0;
+    for (std::uint64_t rest = tokens; rest != 0; rest &= rest - 1, ++i) {
+        const int token = std::countr_zero(rest);
+        for (int row = 0; row < n_rows; ++row) {
+            packed[row * kPageTokens + i] = p[row * kPageTokens + token];
+            p[row * kPageTokens + token] = 0.0f;
+        }
+    }
+}
+
+}  // namespace mixed_kv::attention

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstddef>
+#include <new>
+
+#include "kernels/contract.h"
+#include "mixed_kv/flash_decode.h"
+
+namespace mixed_kv::attention {
+
+// Grow-only memory, 64-byte aligned, contents unspecified.
+class Buffer {
+  public:
+    Buffer() = default;
+    ~Buffer() { free(); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    void reserve(std::size_t bytes) {
+        if (bytes <= size_) return;
+        free();
+        data_ = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64}));
+        size_ = bytes;
+    }
+    std::byte* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return size_; }
+
+  private:
+    void free() noexcept {
+        ::operator delete(data_, std::align_val_t{64});
+        data_ = nullptr;
+        size_ = 0;
+    }
+    std::byte* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+constexpr std::ptrdiff_t round_up(std::ptrdiff_t n, std::ptrdiff_t multiple) noexcept {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+// Sizes shared by all threads of one op.
+struct Sizes {
+    int max_rows = 0;            // query rows of the largest tile
+    std::ptrdiff_t q_stride = 0; // floats of a q row, head_dim_k padded to 16
+    std::ptrdiff_t o_stride = 0; // floats of an output row, head_dim_v padded to 16
+    std::ptrdiff_t v_stride = 0; // floats of a decoded row, the wider of K and V padded to 16
+    int v_rotation = 1;          // hadamard_size() of cold value pages, 1 when they are stored as they are
+    bool decode_path = true;
+    std::size_t kernel_bytes = 0;
+};
+
+// One thread's memory while it works on an item; 64-byte aligned arrays.
+struct Scratch {
+    float* q;          // [max_rows][q_stride], kq_scale applied, padding 0
+    float* scores;     // [max_rows][64]: scores, then logits, then p
+    float* overlay;    // [max_rows][64]: scores, later p, of overlay rows (decode path only)
+    float* o;          // [max_rows][o_stride]: sum of p * v
+    float* o_rotated;  // [max_rows][o_stride]: the same in the rotated basis of cold values
+    float* m;          // [max_rows] running maximum of the logits
+    float* l;          // [max_rows] sum of exp(logit - m)
+    float* rescale;    // [max_rows]
+    float* slope;      // [max_rows] ALiBi slope of the row's head
+    float* keys;       // [head_dim_k][64] decoded keys, transposed (tile path only)
+    float* values;     // [64][v_stride] decoded values
+    float* row;        // [v_stride] one decoded overlay row
+    std::byte* kernel;
+
+    static std::size_t bytes(const Sizes& s) noexcept { return lay_out(s, nullptr, nullptr); }
+    Scratch(const Sizes& s, std::byte* base) noexcept { lay_out(s, base, this); }
+
+  private:
+    static std::size_t lay_out(const Sizes& s, std::byte* base, Scratch* out) noexcept {
+        std::size_t at = 0;
+        const auto take = [&](std::size_t n_bytes) {
+            std::byte* p = base == nullptr ? nullptr : base + at;
+            at += std::size_t(round_up(std::ptrdiff_t(n_bytes), 64));
+            return p;
+        };
+        const auto floats = [&](float* Scratch::*member, std::size_t n) {
+            std::byte* p = take(n * sizeof(float));
+            if (out != nullptr) out->*member = reinterpret_cast<float*>(p);
+        };
+        const std::size_t rows = std::size_t(s.max_rows);
+        floats(&Scratch::q, rows * std::size_t(s.q_stride));
+        floats(&Scratch::scores, rows * kPageTokens);
+        floats(&Scratch::overlay, s.decode_path ? rows * kPageTokens : 0);
+        floats(&Scratch::o, rows * std::size_t(s.o_stride));
+        floats(&Scratch::o_rotated, rows * std::size_t(s.o_stride));
+        floats(&Scratch::m, rows);
+        floats(&Scratch::l, rows);
+        floats(&Scratch::rescale, rows);
+        floats(&Scratch::slope, rows);
+        floats(&Scratch::keys, s.decode_path ? 0 : std::size_t(s.q_stride) * kPageTokens);
+        floats(&Scratch::values, std::size_t(s.v_stride) * kPageTokens);
+        floats(&Scratch::row, std::size_t(s.v_stride));
+        std::byte* kernel_scratch = take(s.kernel_bytes);
+        if (out != nullptr) out->kernel = kernel_scratch;
+        return at;
+    }
+};
+
+}  // namespace mixed_kv::attention

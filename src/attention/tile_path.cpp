@@ -1,0 +1,65 @@
+// Many query rows: each page is decoded to float once per tile, then multiplied.
+#include <algorithm>
+#include <bit>
+
+#include "attention/item_runner.h"
+#include "attention/page_access.h"
+
+namespace mixed_kv::attention {
+
+// scores[r][t] of one page.
+void ItemRunner::tile_scores(const PageStep& step) noexcept {
+    const PageTable& table = keys();
+    const Page& page = *step.k;
+    if (page.state == PageState::empty) {
+        std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
+        return;
+    }
+    const kernels::DecodeArgs decode{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
+                                     s_.keys, kPageTokens, true};
+    if (is_fp16(page)) {
+        set_.decode_f16(decode);
+    } else {
+        set_.formats[table.layout.format_index].decode_key(decode);
+        if (page.overlay != 0) {
+            const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_k);
+            const std::byte* row = overlay.data;
+            for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
+                set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), s_.row, args_.head_dim_k);
+                float* column = s_.keys + std::countr_zero(rest);
+                for (int d = 0; d < args_.head_dim_k; ++d) column[d * kPageTokens] = s_.row[d];
+            }
+        }
+    }
+    set_.gemm({s_.q, sizes_.q_stride, s_.keys, kPageTokens, s_.scores, kPageTokens, n_rows_, kPageTokens,
+               args_.head_dim_k, false});
+}
+
+// o += p * V of one page. Overlay rows are brought into the basis of the page's block.
+void ItemRunner::tile_values(const PageStep& step) noexcept {
+    const PageTable& table = values();
+    const Page& page = *step.v;
+    // A key block decodes whole rows, also where V is narrower.
+    const int width = args_.v_is_k ? args_.head_dim_k : args_.head_dim_v;
+    const kernels::DecodeArgs decode{page_data(table, page, tile_->head_kv, width, step.n_tokens), s_.values,
+                                     sizes_.v_stride, false};
+    if (is_fp16(page)) {
+        set_.decode_f16(decode);
+    } else {
+        const kernels::FormatKernels& format = set_.formats[table.layout.format_index];
+        (args_.v_is_k ? format.decode_key : format.decode_value)(decode);
+        if (page.overlay != 0) {
+            const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
+            const std::byte* row = overlay.data;
+            for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
+                float* out = s_.values + std::countr_zero(rest) * sizes_.v_stride;
+                set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), out, args_.head_dim_v);
+                if (sizes_.v_rotation > 1) set_.hadamard(out, args_.head_dim_v, sizes_.v_rotation);
+            }
+        }
+    }
+    set_.gemm({s_.scores, kPageTokens, s_.values, sizes_.v_stride, value_sum(page), sizes_.o_stride, n_rows_,
+               args_.head_dim_v, kPageTokens, true});
+}
+
+}  // namespace mixed_kv::attention
