@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kBufferBytes = 256 * 1024;
 
-void require_inside(const ByteSource & source, uint64_t offset, uint64_t n) {
+void require_inside(const ByteSource& source, uint64_t offset, uint64_t n) {
     if (offset > source.size() || n > source.size() - offset) {
         throw Error(cat(source.name(), ": cannot read ", n, " bytes at offset ", offset, ": the file has ",
                         source.size(), " bytes"));
@@ -26,7 +26,7 @@ void require_inside(const ByteSource & source, uint64_t offset, uint64_t n) {
 
 class FileSource final : public ByteSource {
   public:
-    explicit FileSource(const std::filesystem::path & path) : name_(path.string()) {
+    explicit FileSource(const std::filesystem::path& path) : name_(path.string()) {
         // O_NONBLOCK: opening a named pipe must not wait for a writer before it is refused.
         fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (fd_ < 0) {
@@ -40,11 +40,11 @@ class FileSource final : public ByteSource {
         size_ = static_cast<uint64_t>(info.st_size);
     }
     ~FileSource() override { ::close(fd_); }
-    FileSource(const FileSource &) = delete;
-    FileSource & operator=(const FileSource &) = delete;
+    FileSource(const FileSource&) = delete;
+    FileSource& operator=(const FileSource&) = delete;
 
     uint64_t size() const noexcept override { return size_; }
-    const std::string & name() const noexcept override { return name_; }
+    const std::string& name() const noexcept override { return name_; }
 
     void read_at(uint64_t offset, std::span<std::byte> out) const override {
         require_inside(*this, offset, out.size());
@@ -56,7 +56,8 @@ class FileSource final : public ByteSource {
                 continue;
             }
             if (n < 0) {
-                throw Error(cat(name_, ": cannot read at offset ", offset + done, ": ", std::strerror(errno)));
+                throw Error(
+                    cat(name_, ": cannot read at offset ", offset + done, ": ", std::strerror(errno)));
             }
             if (n == 0) {
                 throw Error(cat(name_, ": the file became shorter while it was read: nothing at offset ",
@@ -74,10 +75,11 @@ class FileSource final : public ByteSource {
 
 class MemorySource final : public ByteSource {
   public:
-    MemorySource(std::span<const std::byte> bytes, std::string name) : bytes_(bytes), name_(std::move(name)) {}
+    MemorySource(std::span<const std::byte> bytes, std::string name)
+        : bytes_(bytes), name_(std::move(name)) {}
 
     uint64_t size() const noexcept override { return bytes_.size(); }
-    const std::string & name() const noexcept override { return name_; }
+    const std::string& name() const noexcept override { return name_; }
 
     void read_at(uint64_t offset, std::span<std::byte> out) const override {
         require_inside(*this, offset, out.size());
@@ -93,7 +95,7 @@ class MemorySource final : public ByteSource {
 
 }  // namespace
 
-std::unique_ptr<ByteSource> open_file_source(const std::filesystem::path & path) {
+std::unique_ptr<ByteSource> open_file_source(const std::filesystem::path& path) {
     return std::make_unique<FileSource>(path);
 }
 
@@ -101,14 +103,14 @@ std::unique_ptr<ByteSource> memory_source(std::span<const std::byte> bytes, std:
     return std::make_unique<MemorySource>(bytes, std::move(name));
 }
 
-void ByteCursor::require(uint64_t n, const char * what) const {
+void ByteCursor::require(uint64_t n, const char* what) const {
     if (n > remaining()) {
-        throw Error(cat(source_.name(), ": truncated or damaged: ", what, " at offset ", position_, " needs ", n,
-                        " bytes, the file has ", remaining(), " more"));
+        throw Error(cat(source_.name(), ": truncated or damaged: ", what, " at offset ", position_, " needs ",
+                        n, " bytes, the file has ", remaining(), " more"));
     }
 }
 
-void ByteCursor::read(std::span<std::byte> out, const char * what) {
+void ByteCursor::read(std::span<std::byte> out, const char* what) {
     require(out.size(), what);
     size_t done = 0;
     while (done < out.size()) {
@@ -126,7 +128,7 @@ void ByteCursor::read(std::span<std::byte> out, const char * what) {
     }
 }
 
-void ByteCursor::skip(uint64_t n, const char * what) {
+void ByteCursor::skip(uint64_t n, const char* what) {
     require(n, what);
     position_ += n;
 }

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 
-// ggml's tensor types as they appear in GGUF files, without any ggml header: the core must build and its files
-// must be readable where no ggml is installed.
+// ggml's tensor types as they appear in GGUF files, without any ggml header: the core must build and its
+// files must be readable where no ggml is installed.
 
 namespace mixed_kv::trace {
 
@@ -53,28 +53,30 @@ using Shape = std::array<int64_t, 4>;
 
 struct GgmlTypeInfo {
     GgmlType type;
-    const char * name;     // as ggml_type_name()
+    const char* name;      // as ggml_type_name()
     int64_t block_values;  // values per block along ne[0]
     int64_t block_bytes;   // bytes per block
 };
 
 // The type with that number, or nullptr if this library does not know it.
-const GgmlTypeInfo * find_ggml_type(int32_t number) noexcept;
+const GgmlTypeInfo* find_ggml_type(int32_t number) noexcept;
 
 // The type with that name ("f16", "q8_0", ...), or nullptr.
-const GgmlTypeInfo * find_ggml_type(const std::string & name) noexcept;
+const GgmlTypeInfo* find_ggml_type(const std::string& name) noexcept;
 
 // Facts about a known type. Throws Error for a value outside the enumeration.
-const GgmlTypeInfo & ggml_type_info(GgmlType type);
+const GgmlTypeInfo& ggml_type_info(GgmlType type);
 
 // "[64, 8, 33]" with at least one and at most four dimensions: trailing ones are left out.
-std::string shape_text(const Shape & ne);
+std::string shape_text(const Shape& ne);
 
 // Bytes of a contiguous tensor. A dimension of 0 makes an empty tensor of 0 bytes. Throws Error, without ever
-// wrapping, for a negative dimension, ne[0] not divisible by the block, or more than 2^63-1 elements or bytes.
-uint64_t tensor_bytes(GgmlType type, const Shape & ne);
+// wrapping, for a negative dimension, ne[0] not divisible by the block, or more than 2^63-1 elements or
+// bytes.
+uint64_t tensor_bytes(GgmlType type, const Shape& ne);
 
-// Bytes from one element of dimension i to the next in a contiguous tensor (nb[0]: block bytes), as ggml's nb.
-Shape contiguous_strides(GgmlType type, const Shape & ne);
+// Bytes from one element of dimension i to the next in a contiguous tensor (nb[0]: block bytes), as ggml's
+// nb.
+Shape contiguous_strides(GgmlType type, const Shape& ne);
 
 }  // namespace mixed_kv::trace

@@ -39,24 +39,29 @@ constexpr uint64_t gguf_value_bytes(GgufType type) noexcept {
     switch (type) {
         case GgufType::u8:
         case GgufType::i8:
-        case GgufType::boolean: return 1;
+        case GgufType::boolean:
+            return 1;
         case GgufType::u16:
-        case GgufType::i16: return 2;
+        case GgufType::i16:
+            return 2;
         case GgufType::u32:
         case GgufType::i32:
-        case GgufType::f32: return 4;
+        case GgufType::f32:
+            return 4;
         case GgufType::u64:
         case GgufType::i64:
-        case GgufType::f64: return 8;
+        case GgufType::f64:
+            return 8;
         case GgufType::string:
-        case GgufType::array: return 0;
+        case GgufType::array:
+            return 0;
     }
     return 0;
 }
 
-constexpr const char * gguf_type_name(GgufType type) noexcept {
-    constexpr const char * kNames[] = {"u8",     "i8",    "u16", "i16", "u32", "i32", "f32", "bool",
-                                       "string", "array", "u64", "i64", "f64"};
+constexpr const char* gguf_type_name(GgufType type) noexcept {
+    constexpr const char* kNames[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                      "bool", "string", "array", "u64", "i64", "f64"};
     const auto number = static_cast<uint32_t>(type);
     return number < std::size(kNames) ? kNames[number] : "unknown";
 }
@@ -64,21 +69,33 @@ constexpr const char * gguf_type_name(GgufType type) noexcept {
 // The GGUF type of a C++ value. Only the listed types exist; others do not compile.
 template <typename T>
 inline constexpr GgufType kGgufTypeOf = T::no_gguf_type_for_this_cpp_type;
-template <> inline constexpr GgufType kGgufTypeOf<uint8_t> = GgufType::u8;
-template <> inline constexpr GgufType kGgufTypeOf<int8_t> = GgufType::i8;
-template <> inline constexpr GgufType kGgufTypeOf<uint16_t> = GgufType::u16;
-template <> inline constexpr GgufType kGgufTypeOf<int16_t> = GgufType::i16;
-template <> inline constexpr GgufType kGgufTypeOf<uint32_t> = GgufType::u32;
-template <> inline constexpr GgufType kGgufTypeOf<int32_t> = GgufType::i32;
-template <> inline constexpr GgufType kGgufTypeOf<float> = GgufType::f32;
-template <> inline constexpr GgufType kGgufTypeOf<bool> = GgufType::boolean;
-template <> inline constexpr GgufType kGgufTypeOf<std::string> = GgufType::string;
-template <> inline constexpr GgufType kGgufTypeOf<uint64_t> = GgufType::u64;
-template <> inline constexpr GgufType kGgufTypeOf<int64_t> = GgufType::i64;
-template <> inline constexpr GgufType kGgufTypeOf<double> = GgufType::f64;
+template <>
+inline constexpr GgufType kGgufTypeOf<uint8_t> = GgufType::u8;
+template <>
+inline constexpr GgufType kGgufTypeOf<int8_t> = GgufType::i8;
+template <>
+inline constexpr GgufType kGgufTypeOf<uint16_t> = GgufType::u16;
+template <>
+inline constexpr GgufType kGgufTypeOf<int16_t> = GgufType::i16;
+template <>
+inline constexpr GgufType kGgufTypeOf<uint32_t> = GgufType::u32;
+template <>
+inline constexpr GgufType kGgufTypeOf<int32_t> = GgufType::i32;
+template <>
+inline constexpr GgufType kGgufTypeOf<float> = GgufType::f32;
+template <>
+inline constexpr GgufType kGgufTypeOf<bool> = GgufType::boolean;
+template <>
+inline constexpr GgufType kGgufTypeOf<std::string> = GgufType::string;
+template <>
+inline constexpr GgufType kGgufTypeOf<uint64_t> = GgufType::u64;
+template <>
+inline constexpr GgufType kGgufTypeOf<int64_t> = GgufType::i64;
+template <>
+inline constexpr GgufType kGgufTypeOf<double> = GgufType::f64;
 
 // Numbers only: what an array read or written as raw bytes may hold.
 template <typename T>
-concept GgufNumber = (std::integral<T> || std::floating_point<T>) && !std::same_as<T, bool>;
+concept GgufNumber = (std::integral<T> || std::floating_point<T>)&&!std::same_as<T, bool>;
 
 }  // namespace mixed_kv::trace

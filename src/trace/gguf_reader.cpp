@@ -28,10 +28,10 @@ uint64_t hash_name(std::string_view name) noexcept {
 }
 
 template <typename Index, typename NameAt>
-std::optional<size_t> find_name(const Index & index, std::string_view name, NameAt name_at) noexcept {
+std::optional<size_t> find_name(const Index& index, std::string_view name, NameAt name_at) noexcept {
     const uint64_t hash = hash_name(name);
     auto it = std::lower_bound(index.begin(), index.end(), hash,
-                               [](const auto & entry, uint64_t wanted) { return entry.hash < wanted; });
+                               [](const auto& entry, uint64_t wanted) { return entry.hash < wanted; });
     for (; it != index.end() && it->hash == hash; ++it) {
         if (name_at(it->index) == name) {
             return it->index;
@@ -42,10 +42,10 @@ std::optional<size_t> find_name(const Index & index, std::string_view name, Name
 
 }  // namespace
 
-GgufReader::GgufReader(const std::filesystem::path & path, const GgufLimits & limits)
+GgufReader::GgufReader(const std::filesystem::path& path, const GgufLimits& limits)
     : GgufReader(open_file_source(path), limits) {}
 
-GgufReader::GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits & limits)
+GgufReader::GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits& limits)
     : source_(std::move(source)), limits_(limits) {
     ByteCursor cursor(*source_);
     read_header(cursor);
@@ -57,11 +57,12 @@ GgufReader::GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits & li
     check_data_layout(cursor);
 }
 
-void GgufReader::fail(const std::string & what) const {
+void GgufReader::fail(const std::string& what) const {
     throw Error(file_name() + ": " + what);
 }
 
-uint64_t GgufReader::read_count(ByteCursor & cursor, const char * what, uint64_t limit, uint64_t bytes_each) const {
+uint64_t GgufReader::read_count(ByteCursor& cursor, const char* what, uint64_t limit,
+                                uint64_t bytes_each) const {
     const auto count = cursor.read<uint64_t>(what);
     if (count > cursor.remaining() / bytes_each) {
         fail(cat(what, " ", count, " at offset ", cursor.position() - 8, " cannot fit in the remaining ",
@@ -73,7 +74,7 @@ uint64_t GgufReader::read_count(ByteCursor & cursor, const char * what, uint64_t
     return count;
 }
 
-GgufReader::Name GgufReader::read_name(ByteCursor & cursor, const char * what, uint64_t max_length) {
+GgufReader::Name GgufReader::read_name(ByteCursor& cursor, const char* what, uint64_t max_length) {
     const uint64_t at = cursor.position();
     const uint64_t length = read_count(cursor, what, max_length, 1);
     if (length == 0) {
@@ -92,7 +93,7 @@ GgufReader::Name GgufReader::read_name(ByteCursor & cursor, const char * what, u
     return name;
 }
 
-void GgufReader::read_header(ByteCursor & cursor) {
+void GgufReader::read_header(ByteCursor& cursor) {
     char magic[4] = {};
     cursor.read(std::as_writable_bytes(std::span(magic)), "magic");
     if (!std::equal(std::begin(magic), std::end(magic), std::begin(kGgufMagic))) {
@@ -109,11 +110,11 @@ void GgufReader::read_header(ByteCursor & cursor) {
     n_kv_declared_ = read_count(cursor, "number of key-value pairs", limits_.max_kv, kMinKvBytes);
 }
 
-void GgufReader::read_kv(ByteCursor & cursor) {
+void GgufReader::read_kv(ByteCursor& cursor) {
     for (uint64_t i = 0; i < n_kv_declared_; ++i) {
         Kv kv;
         kv.key = read_name(cursor, "key", kMaxKey);
-        const auto read_type = [&](const char * what) {
+        const auto read_type = [&](const char* what) {
             const auto number = cursor.read<uint32_t>(what);
             if (number > static_cast<uint32_t>(GgufType::f64)) {
                 fail(cat("key ", quoted(view(kv.key)), ": unknown value type ", number));
@@ -136,7 +137,7 @@ void GgufReader::read_kv(ByteCursor & cursor) {
     }
 }
 
-void GgufReader::read_values(ByteCursor & cursor, const Kv & kv) const {
+void GgufReader::read_values(ByteCursor& cursor, const Kv& kv) const {
     if (kv.type == GgufType::string) {
         for (uint64_t i = 0; i < kv.count; ++i) {
             cursor.skip(read_count(cursor, "string length", limits_.max_string_bytes, 1), "string");
@@ -161,12 +162,13 @@ void GgufReader::read_alignment() {
     const auto alignment = get<uint32_t>(kGgufAlignmentKey);
     // The specification asks for a multiple of 8.
     if (!std::has_single_bit(alignment) || alignment < 8 || alignment > limits_.max_alignment) {
-        fail(cat(kGgufAlignmentKey, " ", alignment, " is no power of two between 8 and ", limits_.max_alignment));
+        fail(cat(kGgufAlignmentKey, " ", alignment, " is no power of two between 8 and ",
+                 limits_.max_alignment));
     }
     alignment_ = alignment;
 }
 
-void GgufReader::read_tensor_info(ByteCursor & cursor) {
+void GgufReader::read_tensor_info(ByteCursor& cursor) {
     for (uint64_t i = 0; i < n_tensors_declared_; ++i) {
         Tensor tensor;
         tensor.name = read_name(cursor, "tensor name", kMaxTensorName);
@@ -179,19 +181,20 @@ void GgufReader::read_tensor_info(ByteCursor & cursor) {
             tensor.ne[d] = cursor.read<int64_t>("dimension");
         }
         const auto type_number = cursor.read<int32_t>("tensor type");
-        const GgmlTypeInfo * type = find_ggml_type(type_number);
+        const GgmlTypeInfo* type = find_ggml_type(type_number);
         if (type == nullptr) {
             fail(cat(describe(), ": unknown ggml type ", type_number));
         }
         tensor.type = type->type;
         try {
             tensor.bytes = tensor_bytes(tensor.type, tensor.ne);
-        } catch (const Error & error) {
+        } catch (const Error& error) {
             fail(cat(describe(), ": ", error.what()));
         }
         tensor.offset = cursor.read<uint64_t>("data offset");
         if (tensor.offset % alignment_ != 0) {
-            fail(cat(describe(), ": data offset ", tensor.offset, " is no multiple of the alignment ", alignment_));
+            fail(cat(describe(), ": data offset ", tensor.offset, " is no multiple of the alignment ",
+                     alignment_));
         }
         if (tensor.offset > file_bytes() || tensor.bytes > file_bytes() - tensor.offset) {
             fail(cat(describe(), ": ", tensor.bytes, " bytes at data offset ", tensor.offset,
@@ -201,22 +204,23 @@ void GgufReader::read_tensor_info(ByteCursor & cursor) {
     }
 }
 
-// Everything the tensors claim lies in the file, padding included, and no two claim the same bytes. Offsets and
-// sizes are at most the file's size here (read_tensor_info), so sums of two cannot wrap.
-void GgufReader::check_data_layout(const ByteCursor & cursor) {
+// Everything the tensors claim lies in the file, padding included, and no two claim the same bytes. Offsets
+// and sizes are at most the file's size here (read_tensor_info), so sums of two cannot wrap.
+void GgufReader::check_data_layout(const ByteCursor& cursor) {
     const auto padded = [this](uint64_t n) { return (n + alignment_ - 1) / alignment_ * alignment_; };
     data_offset_ = padded(cursor.position());
     if (tensors_.empty()) {
         return;
     }
     if (data_offset_ > file_bytes()) {
-        fail(cat("truncated: the data section begins at ", data_offset_, ", the file has ", file_bytes(), " bytes"));
+        fail(cat("truncated: the data section begins at ", data_offset_, ", the file has ", file_bytes(),
+                 " bytes"));
     }
     const uint64_t data_bytes = file_bytes() - data_offset_;
     std::vector<uint32_t> by_offset;
     by_offset.reserve(tensors_.size());
     for (uint32_t i = 0; i < tensors_.size(); ++i) {
-        const Tensor & tensor = tensors_[i];
+        const Tensor& tensor = tensors_[i];
         // The padding after the last tensor counts too: ggml reads it.
         if (padded(tensor.offset + tensor.bytes) > data_bytes) {
             fail(cat("truncated: tensor ", quoted(view(tensor.name)), " with ", tensor.bytes,
@@ -230,8 +234,8 @@ void GgufReader::check_data_layout(const ByteCursor & cursor) {
     std::sort(by_offset.begin(), by_offset.end(),
               [this](uint32_t a, uint32_t b) { return tensors_[a].offset < tensors_[b].offset; });
     for (size_t i = 1; i < by_offset.size(); ++i) {
-        const Tensor & before = tensors_[by_offset[i - 1]];
-        const Tensor & after = tensors_[by_offset[i]];
+        const Tensor& before = tensors_[by_offset[i - 1]];
+        const Tensor& after = tensors_[by_offset[i]];
         if (before.offset + before.bytes > after.offset) {
             fail(cat("tensors ", quoted(view(before.name)), " and ", quoted(view(after.name)),
                      " overlap at data offset ", after.offset));
@@ -240,15 +244,16 @@ void GgufReader::check_data_layout(const ByteCursor & cursor) {
 }
 
 template <typename Entries>
-std::vector<GgufReader::Hashed> GgufReader::index_names(const Entries & entries, Name Entries::value_type::*name,
-                                                        const char * what) {
+std::vector<GgufReader::Hashed> GgufReader::index_names(const Entries& entries,
+                                                        Name Entries::value_type::*name, const char* what) {
     std::vector<Hashed> index;
     index.reserve(entries.size());
     for (uint32_t i = 0; i < entries.size(); ++i) {
         index.push_back({hash_name(view(entries[i].*name)), i});
     }
-    std::sort(index.begin(), index.end(), [&](const Hashed & a, const Hashed & b) {
-        return a.hash != b.hash ? a.hash < b.hash : view(entries[a.index].*name) < view(entries[b.index].*name);
+    std::sort(index.begin(), index.end(), [&](const Hashed& a, const Hashed& b) {
+        return a.hash != b.hash ? a.hash < b.hash
+                                : view(entries[a.index].*name) < view(entries[b.index].*name);
     });
     for (size_t i = 1; i < index.size(); ++i) {
         const std::string_view here = view(entries[index[i].index].*name);
@@ -267,20 +272,20 @@ std::optional<size_t> GgufReader::find_tensor(std::string_view name) const noexc
     return find_name(tensor_index_, name, [this](uint32_t i) { return view(tensors_[i].name); });
 }
 
-const GgufReader::Kv & GgufReader::require_kv(std::string_view key, GgufType type, bool is_array) const {
+const GgufReader::Kv& GgufReader::require_kv(std::string_view key, GgufType type, bool is_array) const {
     const std::optional<size_t> index = find_key(key);
     if (!index) {
         fail(cat("key ", quoted(key), " is missing"));
     }
-    const Kv & kv = kvs_[*index];
+    const Kv& kv = kvs_[*index];
     if (kv.type != type || kv.is_array != is_array) {
-        fail(cat("key ", quoted(key), " is ", kv.is_array ? "an array of " : "", gguf_type_name(kv.type), ", not ",
-                 is_array ? "an array of " : "", gguf_type_name(type)));
+        fail(cat("key ", quoted(key), " is ", kv.is_array ? "an array of " : "", gguf_type_name(kv.type),
+                 ", not ", is_array ? "an array of " : "", gguf_type_name(type)));
     }
     return kv;
 }
 
-std::vector<std::string> GgufReader::read_strings(const Kv & kv) const {
+std::vector<std::string> GgufReader::read_strings(const Kv& kv) const {
     std::vector<std::string> strings;
     uint64_t at = kv.position;
     for (uint64_t i = 0; i < kv.count; ++i) {
@@ -291,7 +296,7 @@ std::vector<std::string> GgufReader::read_strings(const Kv & kv) const {
         if (length > limits_.max_string_bytes || length > file_bytes() - at) {
             fail(cat("key ", quoted(view(kv.key)), " changed while the file was open"));
         }
-        std::string & text = strings.emplace_back(length, '\0');
+        std::string& text = strings.emplace_back(length, '\0');
         source_->read_at(at, std::as_writable_bytes(std::span(text)));
         at += length;
     }
@@ -299,7 +304,7 @@ std::vector<std::string> GgufReader::read_strings(const Kv & kv) const {
 }
 
 GgufTensor GgufReader::tensor(size_t index) const {
-    const Tensor & found = tensors_.at(index);
+    const Tensor& found = tensors_.at(index);
     return {view(found.name), found.type, found.n_dims, found.ne, data_offset_ + found.offset, found.bytes};
 }
 
@@ -311,22 +316,22 @@ GgufTensor GgufReader::require_tensor(std::string_view name) const {
     return tensor(*index);
 }
 
-GgufTensor GgufReader::require_tensor(std::string_view name, GgmlType type, const Shape & ne,
+GgufTensor GgufReader::require_tensor(std::string_view name, GgmlType type, const Shape& ne,
                                       size_t value_bytes) const {
     const GgufTensor found = require_tensor(name);
-    const GgmlTypeInfo & info = ggml_type_info(type);
+    const GgmlTypeInfo& info = ggml_type_info(type);
     if (found.type != type || found.ne != ne) {
         fail(cat("tensor ", quoted(name), " is ", ggml_type_info(found.type).name, " ", shape_text(found.ne),
                  ", not ", info.name, " ", shape_text(ne)));
     }
     if (info.block_values != 1 || static_cast<size_t>(info.block_bytes) != value_bytes) {
-        fail(cat("tensor ", quoted(name), " of type ", info.name, " cannot be read as values of ", value_bytes,
-                 " bytes"));
+        fail(cat("tensor ", quoted(name), " of type ", info.name, " cannot be read as values of ",
+                 value_bytes, " bytes"));
     }
     return found;
 }
 
-void GgufReader::read_bytes(const GgufTensor & tensor, uint64_t offset, std::span<std::byte> out) const {
+void GgufReader::read_bytes(const GgufTensor& tensor, uint64_t offset, std::span<std::byte> out) const {
     if (offset > tensor.bytes || out.size() > tensor.bytes - offset) {
         fail(cat("tensor ", quoted(tensor.name), ": bytes ", offset, " to ", offset + out.size(),
                  " lie outside its ", tensor.bytes, " bytes"));
@@ -334,7 +339,7 @@ void GgufReader::read_bytes(const GgufTensor & tensor, uint64_t offset, std::spa
     source_->read_at(tensor.offset + offset, out);
 }
 
-std::vector<std::byte> GgufReader::read_bytes(const GgufTensor & tensor) const {
+std::vector<std::byte> GgufReader::read_bytes(const GgufTensor& tensor) const {
     std::vector<std::byte> bytes(tensor.bytes);
     read_bytes(tensor, 0, bytes);
     return bytes;

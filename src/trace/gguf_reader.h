@@ -17,8 +17,8 @@
 
 namespace mixed_kv::trace {
 
-// Upper bounds on what a file may declare. They exist so that a damaged or hostile file costs neither time nor
-// memory; every count is also held against the file's real size.
+// Upper bounds on what a file may declare. They exist so that a damaged or hostile file costs neither time
+// nor memory; every count is also held against the file's real size.
 struct GgufLimits {
     uint64_t max_tensors = 4'000'000;
     uint64_t max_kv = 1'000'000;
@@ -41,14 +41,14 @@ struct GgufTensor {
 // before memory is allocated for it. Only names, shapes and positions are kept (about 100 bytes a tensor);
 // values and tensor data stay in the file until they are asked for.
 //
-// Every function that can fail throws Error with one line that names the file, the place and the values. Nothing
-// here aborts. Reading is const and safe from several threads.
+// Every function that can fail throws Error with one line that names the file, the place and the values.
+// Nothing here aborts. Reading is const and safe from several threads.
 class GgufReader {
   public:
-    explicit GgufReader(const std::filesystem::path & path, const GgufLimits & limits = {});
-    explicit GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits & limits = {});
+    explicit GgufReader(const std::filesystem::path& path, const GgufLimits& limits = {});
+    explicit GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits& limits = {});
 
-    const std::string & file_name() const noexcept { return source_->name(); }
+    const std::string& file_name() const noexcept { return source_->name(); }
     uint64_t file_bytes() const noexcept { return source_->size(); }
     uint32_t version() const noexcept { return version_; }
     uint32_t alignment() const noexcept { return alignment_; }
@@ -63,10 +63,11 @@ class GgufReader {
     uint64_t kv_count(size_t index) const { return kvs_.at(index).count; }  // 1 if no array
     std::optional<size_t> find_key(std::string_view key) const noexcept;
 
-    // The value of `key`, which must exist and have exactly the GGUF type of T (a number, bool or std::string).
+    // The value of `key`, which must exist and have exactly the GGUF type of T (a number, bool or
+    // std::string).
     template <typename T>
     T get(std::string_view key) const {
-        const Kv & kv = require_kv(key, kGgufTypeOf<T>, /*is_array=*/false);
+        const Kv& kv = require_kv(key, kGgufTypeOf<T>, /*is_array=*/false);
         if constexpr (std::same_as<T, std::string>) {
             return read_strings(kv).front();
         } else if constexpr (std::same_as<T, bool>) {
@@ -83,7 +84,7 @@ class GgufReader {
     // The array under `key`, which must exist and hold exactly the GGUF type of T (a number or std::string).
     template <typename T>
     std::vector<T> get_array(std::string_view key) const {
-        const Kv & kv = require_kv(key, kGgufTypeOf<T>, /*is_array=*/true);
+        const Kv& kv = require_kv(key, kGgufTypeOf<T>, /*is_array=*/true);
         if constexpr (std::same_as<T, std::string>) {
             return read_strings(kv);
         } else {
@@ -104,15 +105,15 @@ class GgufReader {
     GgufTensor require_tensor(std::string_view name) const;
 
     // Copies bytes [offset, offset + out.size()) of the tensor's data. Throws Error outside the tensor.
-    void read_bytes(const GgufTensor & tensor, uint64_t offset, std::span<std::byte> out) const;
+    void read_bytes(const GgufTensor& tensor, uint64_t offset, std::span<std::byte> out) const;
 
     // All bytes of the tensor's data.
-    std::vector<std::byte> read_bytes(const GgufTensor & tensor) const;
+    std::vector<std::byte> read_bytes(const GgufTensor& tensor) const;
 
     // All values of the tensor `name`, which must exist with exactly this type and shape; T must have the
     // type's size.
     template <GgufNumber T>
-    std::vector<T> read(std::string_view name, GgmlType type, const Shape & ne) const {
+    std::vector<T> read(std::string_view name, GgmlType type, const Shape& ne) const {
         const GgufTensor found = require_tensor(name, type, ne, sizeof(T));
         std::vector<T> values(found.bytes / sizeof(T));
         read_bytes(found, 0, std::as_writable_bytes(std::span(values)));
@@ -144,21 +145,25 @@ class GgufReader {
         uint32_t index = 0;
     };
 
-    std::string_view view(Name name) const { return std::string_view(names_).substr(name.position, name.length); }
-    [[noreturn]] void fail(const std::string & what) const;
-    uint64_t read_count(ByteCursor & cursor, const char * what, uint64_t limit, uint64_t bytes_each) const;
-    Name read_name(ByteCursor & cursor, const char * what, uint64_t max_length);
-    void read_header(ByteCursor & cursor);
-    void read_kv(ByteCursor & cursor);
-    void read_values(ByteCursor & cursor, const Kv & kv) const;
+    std::string_view view(Name name) const {
+        return std::string_view(names_).substr(name.position, name.length);
+    }
+    [[noreturn]] void fail(const std::string& what) const;
+    uint64_t read_count(ByteCursor& cursor, const char* what, uint64_t limit, uint64_t bytes_each) const;
+    Name read_name(ByteCursor& cursor, const char* what, uint64_t max_length);
+    void read_header(ByteCursor& cursor);
+    void read_kv(ByteCursor& cursor);
+    void read_values(ByteCursor& cursor, const Kv& kv) const;
     void read_alignment();
-    void read_tensor_info(ByteCursor & cursor);
-    void check_data_layout(const ByteCursor & cursor);
+    void read_tensor_info(ByteCursor& cursor);
+    void check_data_layout(const ByteCursor& cursor);
     template <typename Entries>
-    std::vector<Hashed> index_names(const Entries & entries, Name Entries::value_type::*name, const char * what);
-    const Kv & require_kv(std::string_view key, GgufType type, bool is_array) const;
-    std::vector<std::string> read_strings(const Kv & kv) const;
-    GgufTensor require_tensor(std::string_view name, GgmlType type, const Shape & ne, size_t value_bytes) const;
+    std::vector<Hashed> index_names(const Entries& entries, Name Entries::value_type::*name,
+                                    const char* what);
+    const Kv& require_kv(std::string_view key, GgufType type, bool is_array) const;
+    std::vector<std::string> read_strings(const Kv& kv) const;
+    GgufTensor require_tensor(std::string_view name, GgmlType type, const Shape& ne,
+                              size_t value_bytes) const;
 
     std::unique_ptr<ByteSource> source_;
     GgufLimits limits_;

@@ -8,14 +8,14 @@ namespace mixed_kv::trace {
 
 // Joins its arguments into one line of text for error messages.
 template <typename... Parts>
-std::string cat(const Parts &... parts) {
+std::string cat(const Parts&... parts) {
     std::ostringstream out;
     (out << ... << parts);
     return out.str();
 }
 
-// A name from an untrusted file, in quotes, safe to print on one line: control and non-ASCII bytes become '?',
-// and long names are cut.
+// A name from an untrusted file, in quotes, safe to print on one line: control and non-ASCII bytes become
+// '?', and long names are cut.
 inline std::string quoted(std::string_view name) {
     constexpr size_t kMaxShown = 80;
     std::string out = "'";
