@@ -1,0 +1,158 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Where everything lies in one KV head's encoded page (docs/data-layout.md has the pictures):
+//
+//   [scale fp16][zero fp16]  one per channel (key, padded to 16) or per token (value)
+//   [codes]                  planes of 8, 4, 2 and 1 bits that add up to the code width
+//
+// Every section starts at a multiple of 64 bytes. Included by files compiled for different instruction sets:
+// types are plain data and functions have internal linkage, so that no compiled copy is shared between them.
+namespace mixed_kv::formats {
+
+// The planes of a code: `bits` = 8 is one whole byte, anything else the sum of a nibble, a pair and a single
+// bit, low bits first.
+struct CodePlanes {
+    bool byte, nibble, pair, single;
+    int pair_shift, single_shift;  // position of that plane's bits in the code
+};
+
+struct BlockLayout {
+    int n_params;       // scales, and as many zero points, padding included
+    int dim;            // head_dim rounded up to what the code layout holds
+    std::size_t zeros;  // offsets in bytes; the scales are at 0
+    std::size_t byte_plane, nibble_plane, pair_plane, single_plane;
+    std::size_t bytes;  // of the whole block
+};
+
+// Where one code's bits lie in a plane.
+struct PlanePosition {
+    std::size_t byte;
+    int shift;
+};
+
+// Fractions of the full range [min, max] that an encoder tries, first one preferred.
+struct ClipFactors {
+    int count;
+    float factor[6];
+};
+
+namespace {
+
+constexpr int kPageRows = 64;
+
+constexpr int round_up(int n, int multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+constexpr CodePlanes code_planes(int bits) {
+    return {bits == 8, (bits & 4) != 0, (bits & 2) != 0, (bits & 1) != 0, bits & 4, bits & 6};
+}
+
+constexpr BlockLayout block_layout(bool is_key, int bits, int head_dim) {
+    constexpr auto align = [](std::size_t n) { return (n + 63) / 64 * 64; };
+    const CodePlanes planes = code_planes(bits);
+    BlockLayout l{};
+    l.n_params = is_key ? round_up(head_dim, 16) : kPageRows;
+    l.dim = round_up(head_dim, is_key ? 4 : 16);
+    l.zeros = std::size_t(l.n_params) * 2;
+    const std::size_t values = std::size_t(l.dim) * kPageRows;
+    std::size_t at = align(l.zeros * 2);
+    l.byte_plane = at;
+    at += planes.byte ? align(values) : 0;
+    l.nibble_plane = at;
+    at += planes.nibble ? align(values / 2) : 0;
+    l.pair_plane = at;
+    at += planes.pair ? align(values / 4) : 0;
+    l.single_plane = at;
+    at += planes.single ? align(values / 8) : 0;
+    l.bytes = at;
+    return l;
+}
+
+// Keys: [dim/4][64 tokens][4 channels] in every plane, except that
+//   nibble  [dim/4][2 halves][16][4]: byte j of a half h holds tokens 32h + j/4 (low) and 32h + 16 + j/4
+//   (high) pair    [dim/4][16][4]: field f of byte j holds token 16f + j/4 single  [dim/4][4]: a 64-bit mask
+//   of tokens 16u.., bit i <-> token 16u + i/4
+// in each case of channel j % 4 (i % 4) of the group.
+constexpr PlanePosition key_byte(int token, int channel) {
+    return {std::size_t(channel / 4) * 256 + token * 4 + channel % 4, 0};
+}
+constexpr PlanePosition key_nibble(int token, int channel) {
+    return {std::size_t(channel / 4) * 128 + token / 32 * 64 + token % 16 * 4 + channel % 4,
+            token / 16 % 2 * 4};
+}
+constexpr PlanePosition key_pair(int token, int channel) {
+    return {std::size_t(channel / 4) * 64 + token % 16 * 4 + channel % 4, token / 16 * 2};
+}
+constexpr PlanePosition key_single(int token, int channel) {
+    const int bit = token % 16 * 4 + channel % 4;
+    return {(std::size_t(channel / 4) * 4 + token / 16) * 8 + bit / 8, bit % 8};
+}
+
+// Values: [16][dim][4 tokens], except that
+//   nibble  [8][dim][4]: byte (u, c, i) holds tokens 8u + i (low) and 8u + 4 + i (high)
+//   pair    [4][dim][4]: field f of byte (u, c, i) holds token 16u + 4f + i
+//   single  [16][dim/16]: a 64-bit mask of tokens 4u.., bit 4(c % 16) + i <-> channel c, token 4u + i
+constexpr PlanePosition value_byte(int dim, int token, int channel) {
+    return {std::size_t(token / 4) * dim * 4 + channel * 4 + token % 4, 0};
+}
+constexpr PlanePosition value_nibble(int dim, int token, int channel) {
+    return {std::size_t(token / 8) * dim * 4 + channel * 4 + token % 4, token / 4 % 2 * 4};
+}
+constexpr PlanePosition value_pair(int dim, int token, int channel) {
+    return {std::size_t(token / 16) * dim * 4 + channel * 4 + token % 4, token / 4 % 4 * 2};
+}
+constexpr PlanePosition value_single(int dim, int token, int channel) {
+    const int bit = channel % 16 * 4 + token % 4;
+    return {(std::size_t(token / 4) * (dim / 16) + channel / 16) * 8 + bit / 8, bit % 8};
+}
+
+// Largest magnitude of a query (or probability) rounded to an integer for the decode kernels. 127 * 256 + 127
+// splits into two balanced signed bytes; the other bound keeps sum_c |q16[c]| * 2^(bits-1) below 2^31.
+constexpr int q16_limit(int bits, int length) {
+    const std::int64_t no_overflow =
+        ((std::int64_t(1) << 31) - 1) / ((std::int64_t(1) << (bits - 1)) * length);
+    return no_overflow < 32639 ? int(no_overflow) : 32639;
+}
+
+// The decode kernels' codes are centred: code - code_centre, so that rounding q acts on small numbers.
+constexpr int code_centre(int bits) {
+    return 1 << (bits - 1);
+}
+
+// Wide codes lose more by clipping than they win by finer steps.
+constexpr ClipFactors clip_factors(int bits) {
+    switch (bits) {
+        case 2:
+            return {6, {1.0f, 0.92f, 0.84f, 0.76f, 0.68f, 0.6f}};
+        case 3:
+            return {6, {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.74f}};
+        case 4:
+            return {6, {1.0f, 0.97f, 0.94f, 0.91f, 0.88f, 0.84f}};
+        case 5:
+            return {6, {1.0f, 0.985f, 0.97f, 0.95f, 0.93f, 0.9f}};
+        case 6:
+            return {3, {1.0f, 0.985f, 0.97f}};
+        default:
+            return {1, {1.0f}};
+    }
+}
+
+// 1 / sqrt(size) for a power of two.
+constexpr float hadamard_norm(int size) {
+    float norm = 1.0f;
+    for (; size >= 4; size /= 4)
+        norm *= 0.5f;
+    return size == 2 ? norm * 0.70710678118654752440f : norm;
+}
+
+constexpr int hadamard_length(int head_dim) {
+    const int power = head_dim & -head_dim;
+    return power >= 32 ? power : 1;
+}
+
+}  // namespace
+}  // namespace mixed_kv::formats

@@ -1,0 +1,72 @@
+#include "kernels/cpu_features.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace mixed_kv::kernels {
+
+bool cpu_has_scalar() noexcept {
+    return true;
+}
+
+#if defined(__x86_64__)
+namespace {
+
+struct Registers {
+    std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) noexcept {
+    Registers r;
+    if (__get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) == 0) {
+        return {};  // beyond the highest leaf: nothing is supported
+    }
+    return r;
+}
+
+constexpr bool has(std::uint32_t word, std::uint32_t bits) noexcept {
+    return (word & bits) == bits;
+}
+
+// Register state that the operating system saves, XCR0.
+std::uint64_t enabled_state() noexcept {
+    if (!has(cpuid(1, 0).ecx, bit_OSXSAVE)) {
+        return 0;
+    }
+    std::uint32_t low = 0;
+    std::uint32_t high = 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return std::uint64_t(high) << 32 | low;
+}
+
+constexpr std::uint64_t kYmmState = 0x06;
+constexpr std::uint64_t kZmmState = 0xe6;
+
+}  // namespace
+
+bool cpu_has_avx2() noexcept {
+    return has(cpuid(1, 0).ecx, bit_AVX | bit_FMA | bit_F16C) &&
+           has(cpuid(7, 0).ebx, bit_AVX2 | bit_BMI | bit_BMI2) && (enabled_state() & kYmmState) == kYmmState;
+}
+
+bool cpu_has_avx512() noexcept {
+    const Registers leaf7 = cpuid(7, 0);
+    return cpu_has_avx2() && has(leaf7.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) &&
+           has(leaf7.ecx, bit_AVX512VNNI) && (enabled_state() & kZmmState) == kZmmState;
+}
+
+#else
+
+bool cpu_has_avx2() noexcept {
+    return false;
+}
+bool cpu_has_avx512() noexcept {
+    return false;
+}
+
+#endif
+
+}  // namespace mixed_kv::kernels

@@ -1,0 +1,243 @@
+// Decode attention over cold pages, and their codecs.
+//
+// Integer scheme (all instruction sets agree on every integer): with k = scale[c] * code + zero[c],
+//   sum_c q[c] * k[t][c] = sum_c q[c] * scale[c] * (code - centre)  +  sum_c q[c] * (zero[c] + centre *
+//   scale[c])
+// The second sum is one constant per row. In the first, q * scale is rounded to integers |q16| <= limit with
+// one float step per row and page; the sum of q16 * (code - centre) is then exact, and below 2^31 by choice
+// of the limit. Values alike, with p * scale[t] over tokens.
+
+#include <cstring>
+
+#include "formats/codec.h"
+#include "formats/format_list.h"
+#include "kernels/scalar/scalar.h"
+#include "mixed_kv/fp16.h"
+
+namespace mixed_kv::kernels::scalar {
+namespace {
+
+using formats::BlockLayout;
+using formats::CodePlanes;
+
+constexpr float kRoundMagic = 12582912.0f;  // see src/formats/codec.cpp
+
+float load_param(const std::byte* at, int index) noexcept {
+    std::uint16_t bits;
+    std::memcpy(&bits, at + std::size_t(index) * sizeof bits, sizeof bits);
+    return mixed_kv::fp16_to_fp32(bits);
+}
+
+int bits_at(const std::byte* plane, formats::PlanePosition at, int mask) noexcept {
+    return static_cast<int>(plane[at.byte]) >> at.shift & mask;
+}
+
+// Codes of channel c for all tokens.
+template <int kBits>
+void key_codes(const std::byte* block, const BlockLayout& l, int c, int* out) noexcept {
+    constexpr CodePlanes planes = formats::code_planes(kBits);
+    for (int t = 0; t < kPage; ++t) {
+        int code = 0;
+        if constexpr (planes.byte) {
+            code = bits_at(block + l.byte_plane, formats::key_byte(t, c), 255);
+        }
+        if constexpr (planes.nibble) {
+            code = bits_at(block + l.nibble_plane, formats::key_nibble(t, c), 15);
+        }
+        if constexpr (planes.pair) {
+            code |= bits_at(block + l.pair_plane, formats::key_pair(t, c), 3) << planes.pair_shift;
+        }
+        if constexpr (planes.single) {
+            code |= bits_at(block + l.single_plane, formats::key_single(t, c), 1) << planes.single_shift;
+        }
+        out[t] = code;
+    }
+}
+
+// Codes of token t for channels [first, first + n).
+template <int kBits>
+void value_codes(const std::byte* block, const BlockLayout& l, int t, int first, int n, int* out) noexcept {
+    constexpr CodePlanes planes = formats::code_planes(kBits);
+    for (int i = 0; i < n; ++i) {
+        const int c = first + i;
+        int code = 0;
+        if constexpr (planes.byte) {
+            code = bits_at(block + l.byte_plane, formats::value_byte(l.dim, t, c), 255);
+        }
+        if constexpr (planes.nibble) {
+            code = bits_at(block + l.nibble_plane, formats::value_nibble(l.dim, t, c), 15);
+        }
+        if constexpr (planes.pair) {
+            code |= bits_at(block + l.pair_plane, formats::value_pair(l.dim, t, c), 3) << planes.pair_shift;
+        }
+        if constexpr (planes.single) {
+            code |= bits_at(block + l.single_plane, formats::value_single(l.dim, t, c), 1)
+                    << planes.single_shift;
+        }
+        out[i] = code;
+    }
+}
+
+// Rounds x[0..n) to integers of magnitude <= limit; returns the float value of one unit. NaN becomes -limit:
+// the row's constant term carries the NaN to the result.
+float to_q16(const float* x, int n, int limit, std::int32_t* out) noexcept {
+    float largest = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const float bound = static_cast<float>(limit);
+    const float inv = largest > 1e-30f ? bound / largest : 0.0f;
+    for (int i = 0; i < n; ++i) {
+        float t = x[i] * inv;
+        t = t > -bound ? t : -bound;
+        t = t < bound ? t : bound;
+        out[i] = static_cast<std::int32_t>((t + kRoundMagic) - kRoundMagic);
+    }
+    return largest > 1e-30f ? largest / bound : 0.0f;
+}
+
+template <int kBits>
+void qk(const QkArgs& a) noexcept {
+    const int dim = a.keys.head_dim;
+    const std::byte* block = a.keys.data;
+    const BlockLayout l = formats::block_layout(true, kBits, dim);
+    constexpr int centre = formats::code_centre(kBits);
+
+    float scaled[kMaxHeadDim];
+    std::int32_t q16[kMaxDecodeRows][kMaxHeadDim];
+    float step[kMaxDecodeRows], constant[kMaxDecodeRows];
+    for (int r = 0; r < a.n_rows; ++r) {
+        const float* q = a.q + r * a.q_stride;
+        float sum = 0.0f;
+        for (int c = 0; c < dim; ++c) {
+            const float scale = load_param(block, c);
+            scaled[c] = q[c] * scale;
+            sum += q[c] * (load_param(block + l.zeros, c) + scale * static_cast<float>(centre));
+        }
+        step[r] = to_q16(scaled, dim, formats::q16_limit(kBits, dim), q16[r]);
+        constant[r] = sum;
+    }
+
+    std::int32_t sums[kMaxDecodeRows][kPage] = {};
+    for (int c = 0; c < dim; ++c) {
+        int codes[kPage];
+        key_codes<kBits>(block, l, c, codes);
+        for (int r = 0; r < a.n_rows; ++r) {
+            for (int t = 0; t < kPage; ++t) {
+                sums[r][t] += q16[r][c] * (codes[t] - centre);
+            }
+        }
+    }
+    for (int r = 0; r < a.n_rows; ++r) {
+        for (int t = 0; t < kPage; ++t) {
+            a.scores[r * kPage + t] = static_cast<float>(sums[r][t]) * step[r] + constant[r];
+        }
+    }
+}
+
+template <int kBits>
+void pv(const PvArgs& a) noexcept {
+    const int dim = a.values.head_dim;
+    const std::byte* block = a.values.data;
+    const BlockLayout l = formats::block_layout(false, kBits, dim);
+    constexpr int centre = formats::code_centre(kBits);
+    constexpr int strip = 64;  // channels whose sums are carried at a time
+
+    std::int32_t p16[kMaxDecodeRows][kPage];
+    float step[kMaxDecodeRows], constant[kMaxDecodeRows];
+    for (int r = 0; r < a.n_rows; ++r) {
+        const float* p = a.p + r * kPage;
+        float scaled[kPage];
+        float sum = 0.0f;
+        for (int t = 0; t < kPage; ++t) {
+            const float scale = load_param(block, t);
+            scaled[t] = p[t] * scale;
+            sum += p[t] * (load_param(block + l.zeros, t) + scale * static_cast<float>(centre));
+        }
+        step[r] = to_q16(scaled, kPage, formats::q16_limit(kBits, kPage), p16[r]);
+        constant[r] = sum;
+    }
+
+    for (int first = 0; first < dim; first += strip) {
+        const int n = dim - first < strip ? dim - first : strip;
+        std::int32_t sums[kMaxDecodeRows][strip] = {};
+        for (int t = 0; t < kPage; ++t) {
+            int codes[strip];
+            value_codes<kBits>(block, l, t, first, n, codes);
+            for (int r = 0; r < a.n_rows; ++r) {
+                for (int i = 0; i < n; ++i) {
+                    sums[r][i] += p16[r][t] * (codes[i] - centre);
+                }
+            }
+        }
+        for (int r = 0; r < a.n_rows; ++r) {
+            float* o = a.o + r * a.o_stride + first;
+            for (int i = 0; i < n; ++i) {
+                o[i] += static_cast<float>(sums[r][i]) * step[r] + constant[r];
+            }
+        }
+    }
+}
+
+float* decoded_at(const DecodeArgs& a, int t, int c) noexcept {
+    return a.transposed ? a.out + c * a.out_stride + t : a.out + t * a.out_stride + c;
+}
+
+template <int kBits>
+void decode_key(const DecodeArgs& a) noexcept {
+    const BlockLayout l = formats::block_layout(true, kBits, a.page.head_dim);
+    for (int c = 0; c < a.page.head_dim; ++c) {
+        const float scale = load_param(a.page.data, c);
+        const float zero = load_param(a.page.data + l.zeros, c);
+        int codes[kPage];
+        key_codes<kBits>(a.page.data, l, c, codes);
+        for (int t = 0; t < kPage; ++t) {
+            *decoded_at(a, t, c) = static_cast<float>(codes[t]) * scale + zero;
+        }
+    }
+}
+
+template <int kBits>
+void decode_value(const DecodeArgs& a) noexcept {
+    const BlockLayout l = formats::block_layout(false, kBits, a.page.head_dim);
+    for (int t = 0; t < kPage; ++t) {
+        const float scale = load_param(a.page.data, t);
+        const float zero = load_param(a.page.data + l.zeros, t);
+        int codes[kMaxHeadDim];
+        value_codes<kBits>(a.page.data, l, t, 0, a.page.head_dim, codes);
+        for (int c = 0; c < a.page.head_dim; ++c) {
+            *decoded_at(a, t, c) = static_cast<float>(codes[c]) * scale + zero;
+        }
+    }
+}
+
+#define MIXED_KV_DEFINE_FORMAT(name, bits)                            \
+    void qk_##name##_scalar(const QkArgs& a) noexcept {               \
+        qk<bits>(a);                                                  \
+    }                                                                 \
+    void pv_##name##_scalar(const PvArgs& a) noexcept {               \
+        pv<bits>(a);                                                  \
+    }                                                                 \
+    void decode_key_##name##_scalar(const DecodeArgs& a) noexcept {   \
+        decode_key<bits>(a);                                          \
+    }                                                                 \
+    void decode_value_##name##_scalar(const DecodeArgs& a) noexcept { \
+        decode_value<bits>(a);                                        \
+    }                                                                 \
+    bool encode_key_##name##_scalar(const EncodeArgs& a) noexcept {   \
+        return formats::encode_key(bits, a);                          \
+    }                                                                 \
+    bool encode_value_##name##_scalar(const EncodeArgs& a) noexcept { \
+        return formats::encode_value(bits, a);                        \
+    }
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
+
+}  // namespace
+
+#define MIXED_KV_FORMAT_ROW(name, bits)                                                    \
+    {qk_##name##_scalar,           pv_##name##_scalar,         decode_key_##name##_scalar, \
+     decode_value_##name##_scalar, encode_key_##name##_scalar, encode_value_##name##_scalar},
+const FormatKernels kFormats[] = {MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_FORMAT_ROW)};
+
+}  // namespace mixed_kv::kernels::scalar
