@@ -15,12 +15,6 @@ if(NOT CMAKE_BUILD_TYPE AND NOT _mixed_kv_multi_config)
     set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "Debug, Release, RelWithDebInfo or MinSizeRel" FORCE)
 endif()
 
-# CMake's own default is -O2; the scalar kernels, which are every shape's fallback, gain much from -O3.
-# CMAKE_*_FLAGS given by the user come later on the command line and win.
-if(NOT MIXED_KV_SANITIZE)
-    add_compile_options($<$<CONFIG:RelWithDebInfo>:-O3>)
-endif()
-
 # The scalar codecs and kernels define results bit for bit, so a*b+c must not become an FMA behind our back.
 # Files that want FMA say so with intrinsics.
 add_compile_options(-ffp-contract=off)

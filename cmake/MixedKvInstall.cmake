@@ -7,6 +7,7 @@ set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/mixed_kv")
 if(TARGET mixed_kv_core)
     # EXPORT_NAME makes the installed target mixed_kv::mixed_kv, the alias of this tree.
     set_target_properties(mixed_kv_core PROPERTIES EXPORT_NAME mixed_kv)
+    target_compile_features(mixed_kv_core PUBLIC cxx_std_20) # the public headers use it
     set(_exported mixed_kv_core)
 
     # A static library names the object libraries it was linked from; they have to be in the export too.
@@ -25,8 +26,7 @@ if(TARGET mixed_kv_core)
         EXPORT mixed_kv_targets
         COMPONENT core
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
-        LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
-        INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+        LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
     install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/mixed_kv"
         DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
         COMPONENT core

@@ -26,8 +26,17 @@ function(mixed_kv_add_test)
     else()
         gtest_discover_tests(${arg_NAME}
             TEST_PREFIX "${arg_NAME}."
+            TEST_LIST ${arg_NAME}_TESTS
             DISCOVERY_MODE PRE_TEST
-            DISCOVERY_TIMEOUT 120
-            PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "${arg_ENV}" TIMEOUT ${arg_TIMEOUT})
+            DISCOVERY_TIMEOUT 120)
+        # gtest_discover_tests(PROPERTIES) cannot carry lists, so the properties are set by a script of our own
+        # that ctest reads after the list of tests.
+        set(script "${CMAKE_CURRENT_BINARY_DIR}/${arg_NAME}_properties.cmake")
+        file(CONFIGURE OUTPUT "${script}" @ONLY CONTENT
+            [[foreach(test IN LISTS @arg_NAME@_TESTS)
+    set_tests_properties("${test}" PROPERTIES LABELS "@arg_LABELS@" ENVIRONMENT "@arg_ENV@" TIMEOUT @arg_TIMEOUT@)
+endforeach()
+]])
+        set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${script}")
     endif()
 endfunction()
