@@ -1,0 +1,179 @@
+#include "reference/codec_reference.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "mixed_kv/fp16.h"
+
+namespace mixed_kv::reference {
+
+namespace {
+
+constexpr std::size_t kRows = 64;
+
+std::size_t align64(std::size_t n) { return (n + 63) & ~std::size_t(63); }
+
+// A code's bits are cut into planes of 8, 4, 2 and 1 bits, low bits first; a code of 8 bits is one whole byte.
+// In every plane four values that an instruction takes together lie side by side: for keys four channels of a
+// token, for values four tokens of a channel.
+struct Geometry {
+    bool is_key;
+    std::size_t groups;   // of four along the contiguous-by-four axis: channels (key) or tokens (value)
+    std::size_t others;   // extent of the other axis: tokens (key) or padded channels (value)
+    std::size_t params;   // scales, and zero points
+
+    Geometry(KvRole role, int head_dim) : is_key(role == KvRole::key) {
+        const auto dim = static_cast<std::size_t>(head_dim);
+        groups = is_key ? (dim + 3) / 4 : kRows / 4;
+        others = is_key ? kRows : (dim + 15) / 16 * 16;
+        params = is_key ? (dim + 15) / 16 * 16 : kRows;
+    }
+    std::size_t params_bytes() const { return align64(params * 2 * sizeof(fp16_t)); }
+    std::size_t plane_bytes(int width) const { return align64(groups * 4 * others * std::size_t(width) / 8); }
+};
+
+unsigned byte_at(const std::byte* data, std::size_t at) { return std::to_integer<unsigned>(data[at]); }
+
+unsigned bit_at(const std::byte* plane, std::size_t bit) { return byte_at(plane, bit / 8) >> (bit % 8) & 1u; }
+
+// `width` bits of a key code. Group: 4 channels, element i of group g is channel 4g + i.
+unsigned key_bits(const std::byte* plane, int width, std::size_t token, std::size_t channel) {
+    const std::size_t group = channel / 4, i = channel % 4;
+    switch (width) {
+        case 8: return byte_at(plane, (group * 64 + token) * 4 + i);
+        case 4: {  // 32 tokens per 64 bytes: the first 16 in low nibbles, the next 16 in high ones
+            const unsigned byte = byte_at(plane, ((group * 2 + token / 32) * 16 + token % 16) * 4 + i);
+            return token % 32 < 16 ? byte & 15u : byte >> 4;
+        }
+        case 2: return byte_at(plane, (group * 16 + token % 16) * 4 + i) >> (token / 16 * 2) & 3u;
+        default: return bit_at(plane, (group * 64 + token) * 4 + i);  // tokens in order, 4 bits each
+    }
+}
+
+// `width` bits of a value code. Group: 4 tokens, element i of group g is token 4g + i.
+unsigned value_bits(const std::byte* plane, int width, std::size_t dim, std::size_t token, std::size_t channel) {
+    const std::size_t group = token / 4, i = token % 4;
+    switch (width) {
+        case 8: return byte_at(plane, (group * dim + channel) * 4 + i);
+        case 4: {  // two groups share a byte
+            const unsigned byte = byte_at(plane, (group / 2 * dim + channel) * 4 + i);
+            return group % 2 == 0 ? byte & 15u : byte >> 4;
+        }
+        case 2: return byte_at(plane, (group / 4 * dim + channel) * 4 + i) >> (group % 4 * 2) & 3u;
+        default: return bit_at(plane, (group * dim + channel) * 4 + i);
+    }
+}
+
+double param(const std::byte* params, std::size_t index) {
+    fp16_t bits;
+    std::memcpy(&bits, params + index * sizeof bits, sizeof bits);
+    return double(fp16_to_fp32(bits));
+}
+
+}  // namespace
+
+std::size_t block_bytes(int code_bits, KvRole role, int head_dim) {
+    const Geometry g(role, head_dim);
+    std::size_t bytes = g.params_bytes();
+    for (int width = 8; width >= 1; width /= 2) {
+        if (code_bits & width) bytes += g.plane_bytes(width);
+    }
+    return bytes;
+}
+
+std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_dim, const std::byte* block) {
+    const Geometry g(role, head_dim);
+    const auto dim = static_cast<std::size_t>(head_dim);
+    std::vector<double> out(kRows * dim, 0.0);
+
+    const std::byte* plane = block + g.params_bytes();
+    int shift = 0;
+    for (int width = 8; width >= 1; width /= 2) {
+        if ((code_bits & width) == 0) continue;
+        for (std::size_t t = 0; t < kRows; ++t) {
+            for (std::size_t c = 0; c < dim; ++c) {
+                const unsigned bits = g.is_key ? key_bits(plane, width, t, c)
+                                               : value_bits(plane, width, g.others, t, c);
+                out[t * dim + c] += std::ldexp(double(bits), shift);
+            }
+        }
+        shift += width;
+        plane += g.plane_bytes(width);
+    }
+    for (std::size_t t = 0; t < kRows; ++t) {
+        for (std::size_t c = 0; c < dim; ++c) {
+            const std::size_t which = g.is_key ? c : t;
+            out[t * dim + c] = param(block, which) * out[t * dim + c] + param(block, g.params + which);
+        }
+    }
+    return out;
+}
+
+std::vector<double> decode_block(int code_bits, KvRole role, int head_dim, const std::byte* block) {
+    std::vector<double> rows = decode_block_as_stored(code_bits, role, head_dim, block);
+    if (role == KvRole::value) {
+        const int size = hadamard_size(head_dim);
+        for (std::size_t t = 0; t < kRows && size > 1; ++t) {
+            hadamard(rows.data() + t * std::size_t(head_dim), head_dim, size);
+        }
+    }
+    return rows;
+}
+
+// The matrix of size 2n is [[H, H], [H, -H]] / sqrt(2) of the one of size n.
+void hadamard(double* x, int n, int size) {
+    if (size <= 1) return;
+    for (double* group = x; group < x + n; group += size) {
+        const int half = size / 2;
+        hadamard(group, size, half);
+        for (int i = 0; i < half; ++i) {
+            const double a = group[i], b = group[i + half];
+            group[i] = (a + b) * std::sqrt(0.5);
+            group[i + half] = (a - b) * std::sqrt(0.5);
+        }
+    }
+}
+
+std::vector<double> read_head(const PageTable& table, int head, std::int64_t n_cells) {
+    const PageLayout& layout = table.layout;
+    const auto dim = static_cast<std::size_t>(layout.shape.head_dim);
+    const std::size_t row_elements = std::size_t(layout.shape.n_head) * dim;
+    std::vector<double> out(static_cast<std::size_t>(n_cells) * dim, 0.0);
+    for (std::int64_t first = 0, index = 0; first < n_cells && index < table.n_pages; first += 64, ++index) {
+        const Page& page = table.pages[index];
+        const auto n_rows = static_cast<std::size_t>(n_cells - first < 64 ? n_cells - first : 64);
+        double* rows = out.data() + static_cast<std::size_t>(first) * dim;
+        const auto copy_row = [&](std::size_t t, const fp16_t* row) {
+            for (std::size_t c = 0; c < dim; ++c) rows[t * dim + c] = double(fp16_to_fp32(row[c]));
+        };
+        const auto* fp16_rows = reinterpret_cast<const fp16_t*>(page.data);
+        switch (page.state) {
+            case PageState::empty: break;
+            case PageState::hot:  // [n_head][64][head_dim]
+                for (std::size_t t = 0; t < n_rows; ++t) copy_row(t, fp16_rows + (std::size_t(head) * 64 + t) * dim);
+                break;
+            case PageState::pinned:  // [64][n_head][head_dim]
+                for (std::size_t t = 0; t < n_rows; ++t) {
+                    copy_row(t, fp16_rows + t * row_elements + std::size_t(head) * dim);
+                }
+                break;
+            case PageState::cold: {
+                const std::size_t bytes = block_bytes(layout.format->code_bits, layout.role, layout.shape.head_dim);
+                const std::vector<double> block = decode_block(layout.format->code_bits, layout.role,
+                                                               layout.shape.head_dim,
+                                                               page.data + std::size_t(head) * bytes);
+                std::memcpy(rows, block.data(), n_rows * dim * sizeof(double));
+                const fp16_t* overlay = page.overlay_rows;
+                for (std::size_t t = 0; t < 64; ++t) {
+                    if ((page.overlay >> t & 1) == 0) continue;
+                    if (t < n_rows) copy_row(t, overlay + std::size_t(head) * dim);
+                    overlay += row_elements;
+                }
+                break;
+            }
+        }
+    }
+    return out;
+}
+
+}  // namespace mixed_kv::reference
