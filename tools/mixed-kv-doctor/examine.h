@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/backends.h"
+#include "common/plugin.h"
+
+namespace mixed_kv::tools {
+
+// What stands between the user and a working mixed cache, and what to do about it.
+struct Problem {
+    std::string what;
+    std::string advice;
+};
+
+// One finding: a heading, the text for people, the facts for --json.
+struct Finding {
+    std::string key;      // of the JSON object
+    std::string heading;  // for people
+    std::vector<std::string> lines = {};
+    nlohmann::ordered_json facts = {};
+};
+
+struct Diagnosis {
+    std::vector<Finding> findings;
+    std::vector<Problem> problems;
+
+    bool healthy() const { return problems.empty(); }
+};
+
+// Loads the backends and looks at each part. Adds findings and problems; throws only when llama.cpp itself is
+// not usable. Returns the plugin when it is loaded.
+std::optional<Plugin> examine_installation(Diagnosis& diagnosis);
+
+struct ModelQuestion {
+    std::string path;
+    std::uint32_t n_ctx = 0;  // 0: as long as the model was trained for
+    ggml_type type_k = GGML_TYPE_F16;
+    ggml_type type_v = GGML_TYPE_F16;
+};
+
+// What a model would get: creates its cache with the plugin and asks the plugin about it.
+void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& diagnosis);
+
+}  // namespace mixed_kv::tools

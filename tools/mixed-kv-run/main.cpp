@@ -1,0 +1,150 @@
+// mixed-kv-run: runs a GGUF model on unmodified llama.cpp with the mixed KV cache, beside the F16 cache if
+// wanted.
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "common/backends.h"
+#include "common/command_line.h"
+#include "common/llama_log.h"
+#include "mixed-kv-run/arguments.h"
+#include "mixed-kv-run/generation.h"
+#include "mixed-kv-run/output.h"
+
+namespace mixed_kv::tools {
+
+namespace {
+
+// The plugin's own words for why it is not there, or the loader's.
+[[noreturn]] void throw_plugin_missing(const BackendPaths& paths) {
+    std::vector<std::string> said = take_plugin_lines();
+    for (std::string& line : take_logged_errors()) {
+        said.push_back(std::move(line));
+    }
+    if (paths.plugin.empty()) {
+        throw std::runtime_error(
+            "no libggml-mixed-kv.so beside this program, and GGML_BACKEND_PATH is not set");
+    }
+    throw std::runtime_error("the plugin " + paths.plugin + " was not loaded" +
+                             (said.empty() ? "" : ": " + said.front()) + " (mixed-kv-doctor says more)");
+}
+
+RunEvents make_events(const RunArguments& arguments) {
+    RunEvents events;
+    const bool progress = arguments.verbose || isatty(STDERR_FILENO) == 1;
+    const bool in_place = isatty(STDERR_FILENO) == 1 && !arguments.verbose;
+    events.on_cache_created = [&arguments](const std::vector<std::string>& lines) {
+        for (const std::string& line : lines) {
+            fmt::print(stderr, "{}\n", line);
+        }
+        // Errors that llama.cpp lived with.
+        if (!arguments.verbose) {
+            for (const std::string& line : take_logged_errors()) {
+                fmt::print(stderr, "{}\n", line);
+            }
+            set_log_display(LogDisplay::errors);
+        }
+    };
+    events.on_prompt_progress = [progress, in_place](int done, int total) {
+        if (progress) {
+            fmt::print(stderr, "{}prompt: {} of {} tokens{}", in_place ? "\r" : "", done, total,
+                       in_place && done < total ? "" : "\n");
+        }
+    };
+    events.on_text = [&arguments](const std::string& text) {
+        if (!arguments.json) {
+            std::fwrite(text.data(), 1, text.size(), stdout);
+            std::fflush(stdout);
+        }
+    };
+    return events;
+}
+
+void announce(const RunArguments& arguments, const char* what) {
+    if (arguments.compare && !arguments.json) {
+        fmt::print(stderr, "--- {}\n", what);
+    }
+}
+
+void end_text(const RunArguments& arguments, const RunResult& result) {
+    if (!arguments.json) {
+        fmt::print("\n");
+        std::fflush(stdout);
+    }
+    if (result.context_full) {
+        fmt::print(stderr, "mixed-kv-run: stopped: the context of {} tokens is full\n", result.n_ctx);
+    }
+}
+
+int run(int argc, char** argv) {
+    const std::optional<RunArguments> parsed = parse_run_arguments(argc, argv);
+    if (!parsed) {
+        return kExitOk;
+    }
+    const RunArguments& arguments = *parsed;
+    // While things load, errors are kept: they become part of this program's one line.
+    capture_log(arguments.verbose ? LogDisplay::everything : LogDisplay::nothing);
+    const BackendPaths paths = find_backend_paths();
+    load_backends(paths, arguments.mixed ? PluginUse::load : PluginUse::leave_out);
+    std::optional<Plugin> plugin;
+    if (arguments.mixed) {
+        plugin = Plugin::find();
+        if (!plugin) {
+            throw_plugin_missing(paths);
+        }
+    }
+
+    const RunEvents events = make_events(arguments);
+    announce(arguments, "mixed KV cache");
+    RunResult result = run_prompt({.arguments = arguments,
+                                   .owner = plugin ? CacheOwner::plugin : CacheOwner::host,
+                                   .plugin = plugin ? &*plugin : nullptr},
+                                  events);
+    end_text(arguments, result);
+
+    std::optional<RunResult> f16;
+    if (arguments.compare) {
+        announce(arguments, "llama.cpp's F16 cache");
+        RunArguments plain = arguments;
+        plain.context.type_k = plain.context.type_v = GGML_TYPE_F16;
+        std::uint64_t bytes = 0;
+        f16 = run_prompt({.arguments = plain,
+                          .owner = CacheOwner::host,
+                          .rows_to_measure = result.n_live_rows,
+                          .bytes_of_rows = &bytes},
+                         events);
+        end_text(arguments, *f16);
+        result.kv_bytes_f16 = bytes;
+        result.kv_bytes_f16_measured = true;
+    }
+
+    if (!arguments.json) {
+        fmt::print(stderr, "\n{}", summary(result, f16 ? &*f16 : nullptr));
+        return kExitOk;
+    }
+    nlohmann::ordered_json json = to_json(result);
+    json["seed"] = arguments.seed;
+    json["threads"] = arguments.context.n_threads;
+    if (plugin) {
+        json["isa"] = plugin->api().isa();
+    }
+    if (f16) {
+        json["f16"] = to_json(*f16);
+        const std::optional<std::size_t> difference = first_difference(result, *f16);
+        json["first_difference"] =
+            difference ? nlohmann::ordered_json(*difference) : nlohmann::ordered_json(nullptr);
+    }
+    // A generated text may end inside a character.
+    fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    return kExitOk;
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::tools
+
+int main(int argc, char** argv) {
+    return mixed_kv::tools::run_tool("mixed-kv-run", [&] { return mixed_kv::tools::run(argc, argv); });
+}
