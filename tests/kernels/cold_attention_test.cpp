@@ -1,0 +1,229 @@
+// qk and pv over cold pages: every format, instruction set, head size and row count against double arithmetic
+// on the decoded values.
+
+#include <cstring>
+
+#include "kernels/kernel_test_support.h"
+
+namespace mixed_kv::testing {
+namespace {
+
+// Derived in docs/cold-formats.md: rounding q * scale to about 15 bits leaves 0.2e-4 to 1e-4 at sigma = 1.
+constexpr double kLogitTolerance = 2e-4;
+
+int padded(int head_dim) {
+    return (head_dim + 15) / 16 * 16;
+}
+
+struct QkRun {
+    Guarded<float> q, scores;
+    Guarded<std::byte> scratch;
+    int n_rows, stride;
+
+    QkRun(const kernels::KernelSet& set, int head_dim, int rows)
+        : q(std::size_t(rows) * padded(head_dim)),
+          scores(std::size_t(rows) * kPageTokens),
+          scratch((set.scratch_bytes(head_dim) + 63) / 64 * 64),
+          n_rows(rows),
+          stride(padded(head_dim)) {}
+    kernels::QkArgs args(kernels::PageData page) const {
+        return {page, q.data(), stride, n_rows, scores.data(), scratch.data()};
+    }
+    std::span<const float> row(int r) const {
+        return {scores.data() + std::ptrdiff_t(r) * kPageTokens, kPageTokens};
+    }
+};
+
+struct PvRun {
+    Guarded<float> p, o;
+    std::vector<float> before;
+    Guarded<std::byte> scratch;
+    int n_rows, stride;
+
+    PvRun(const kernels::KernelSet& set, int head_dim, int rows)
+        : p(std::size_t(rows) * kPageTokens),
+          o(std::size_t(rows) * padded(head_dim)),
+          scratch((set.scratch_bytes(head_dim) + 63) / 64 * 64),
+          n_rows(rows),
+          stride(padded(head_dim)) {}
+    void fill(std::mt19937& rng, float sigma_o) {
+        std::normal_distribution<float> normal(0.0f, 1.0f);
+        for (float& x : o.span()) {
+            x = sigma_o * normal(rng);
+        }
+        before.assign(o.span().begin(), o.span().end());
+        fill_weights(p.data(), n_rows, kPageTokens, rng);
+    }
+    kernels::PvArgs args(kernels::PageData page) const {
+        return {page, p.data(), n_rows, o.data(), stride, scratch.data()};
+    }
+    std::span<const float> row(int r) const {
+        return {o.data() + std::ptrdiff_t(r) * stride, std::size_t(stride)};
+    }
+};
+
+class ColdAttention : public IsaTest {};
+
+TEST_P(ColdAttention, KeysMatchDoubleReference) {
+    std::mt19937 rng(1);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        for (const int dim : kHeadDims) {
+            const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+            for (const int n_rows : kRowCounts) {
+                const QkRun run(kernels(), dim, n_rows);
+                fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
+                k.qk(run.args(page.page()));
+                for (int r = 0; r < n_rows; ++r) {
+                    const Reference want = reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
+                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " row " +
+                                 std::to_string(r) + " of " + std::to_string(n_rows));
+                    ASSERT_TRUE(within_bound(want, run.row(r)));
+                    ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+                }
+            }
+        }
+    }
+}
+
+TEST_P(ColdAttention, ValuesMatchDoubleReference) {
+    std::mt19937 rng(2);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        for (const int dim : kHeadDims) {
+            const EncodedPage page(format, KvRole::value, dim, make_rows(RowData::gaussian, dim, rng));
+            for (const int n_rows : kRowCounts) {
+                PvRun run(kernels(), dim, n_rows);
+                run.fill(rng, 1.0f);
+                k.pv(run.args(page.page()));
+                for (int r = 0; r < n_rows; ++r) {
+                    const Reference want = reference_pv(page, run.p.data() + std::ptrdiff_t(r) * kPageTokens,
+                                                        run.before.data() + std::ptrdiff_t(r) * run.stride);
+                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " row " +
+                                 std::to_string(r) + " of " + std::to_string(n_rows));
+                    ASSERT_TRUE(within_bound(want, run.row(r)));
+                    ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+                }
+            }
+        }
+    }
+}
+
+TEST_P(ColdAttention, DifficultRowsStayWithinTheBound) {
+    std::mt19937 rng(3);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        for (const RowData kind : kAllRowData) {
+            for (const int dim : {40, 128, 576}) {
+                SCOPED_TRACE(std::string(format.name) + " " + to_string(kind) + " head_dim " +
+                             std::to_string(dim));
+                const auto rows = make_rows(kind, dim, rng);
+                const EncodedPage keys(format, KvRole::key, dim, rows),
+                    values(format, KvRole::value, dim, rows);
+                const QkRun qk(kernels(), dim, 5);
+                fill_queries(qk.q.data(), 5, dim, qk.stride, 3.0f, rng);
+                PvRun pv(kernels(), dim, 5);
+                pv.fill(rng, 0.0f);
+                k.qk(qk.args(keys.page()));
+                k.pv(pv.args(values.page()));
+                for (int r = 0; r < 5; ++r) {
+                    ASSERT_TRUE(within_bound(reference_qk(keys, qk.q.data() + std::ptrdiff_t(r) * qk.stride),
+                                             qk.row(r)));
+                    ASSERT_TRUE(
+                        within_bound(reference_pv(values, pv.p.data() + std::ptrdiff_t(r) * kPageTokens,
+                                                  pv.before.data() + std::ptrdiff_t(r) * pv.stride),
+                                     pv.row(r)));
+                }
+            }
+        }
+    }
+}
+
+// The integers themselves: with scales that are powers of two and no constant term, results are bit-equal.
+TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
+    std::mt19937 rng(4);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index];
+        const kernels::FormatKernels& scalar = scalar_kernels().formats[index++];
+        for (const int dim : kHeadDims) {
+            SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim));
+            const auto rows = make_rows(RowData::gaussian, dim, rng);
+            EncodedPage keys(format, KvRole::key, dim, rows), values(format, KvRole::value, dim, rows);
+            keys.make_integer_only();
+            values.make_integer_only();
+            for (const int n_rows : kRowCounts) {
+                const QkRun qk(kernels(), dim, n_rows), qk_scalar(scalar_kernels(), dim, n_rows);
+                fill_queries(qk.q.data(), n_rows, dim, qk.stride, 1.0f, rng);
+                std::memcpy(qk_scalar.q.data(), qk.q.data(), qk.q.size() * sizeof(float));
+                k.qk(qk.args(keys.page()));
+                scalar.qk(qk_scalar.args(keys.page()));
+                PvRun pv(kernels(), dim, n_rows), pv_scalar(scalar_kernels(), dim, n_rows);
+                pv.fill(rng, 0.0f);
+                pv_scalar.fill(rng, 0.0f);
+                std::memcpy(pv_scalar.p.data(), pv.p.data(), pv.p.size() * sizeof(float));
+                k.pv(pv.args(values.page()));
+                scalar.pv(pv_scalar.args(values.page()));
+                for (int r = 0; r < n_rows; ++r) {
+                    for (int t = 0; t < kPageTokens; ++t) {
+                        ASSERT_EQ(qk.row(r)[t], qk_scalar.row(r)[t]) << "row " << r << " token " << t;
+                    }
+                    for (int c = 0; c < dim; ++c) {
+                        ASSERT_EQ(pv.row(r)[c], pv_scalar.row(r)[c]) << "row " << r << " channel " << c;
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST_P(ColdAttention, NotFiniteQueriesReachTheResult) {
+    std::mt19937 rng(5);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        const EncodedPage page(format, KvRole::key, 64, make_rows(RowData::gaussian, 64, rng));
+        for (const float bad :
+             {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+            const QkRun run(kernels(), 64, 3);
+            fill_queries(run.q.data(), 3, 64, run.stride, 1.0f, rng);
+            run.q[64 + 17] = bad;
+            k.qk(run.args(page.page()));
+            for (int t = 0; t < kPageTokens; ++t) {
+                ASSERT_TRUE(std::isfinite(run.row(0)[t]) && !std::isfinite(run.row(1)[t]) &&
+                            std::isfinite(run.row(2)[t]));
+            }
+        }
+    }
+}
+
+TEST_P(ColdAttention, ZeroQueriesAndWeightsGiveZero) {
+    std::mt19937 rng(6);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        const auto rows = make_rows(RowData::outlier_channels, 72, rng);
+        const EncodedPage keys(format, KvRole::key, 72, rows), values(format, KvRole::value, 72, rows);
+        const QkRun qk(kernels(), 72, 2);
+        std::memset(qk.q.data(), 0, qk.q.size() * sizeof(float));
+        k.qk(qk.args(keys.page()));
+        PvRun pv(kernels(), 72, 2);
+        pv.fill(rng, 1.0f);
+        std::memset(pv.p.data(), 0, pv.p.size() * sizeof(float));
+        k.pv(pv.args(values.page()));
+        for (int t = 0; t < kPageTokens; ++t) {
+            ASSERT_EQ(qk.row(1)[t], 0.0f);
+        }
+        for (int c = 0; c < 72; ++c) {
+            ASSERT_EQ(pv.row(1)[c], pv.before[pv.stride + c]);
+        }
+    }
+}
+
+MIXED_KV_FOR_EVERY_ISA(ColdAttention);
+
+}  // namespace
+}  // namespace mixed_kv::testing

@@ -1,0 +1,122 @@
+// The checks of the kernel tests reject results that are wrong in small ways.
+
+#include <cmath>
+#include <functional>
+
+#include "kernels/kernel_test_support.h"
+
+namespace mixed_kv::testing {
+namespace {
+
+struct Fault {
+    const char* name;
+    std::function<void(std::vector<float>&)> apply;
+};
+
+// The results that a correct kernel could give: the reference rounded to float.
+std::vector<float> exact(const Reference& want) {
+    return {want.value.begin(), want.value.end()};
+}
+
+void expect_all_rejected(const Reference& want, const std::vector<Fault>& faults) {
+    ASSERT_TRUE(within_bound(want, exact(want)) && relative_rms(want, exact(want), 2e-4));
+    for (const Fault& fault : faults) {
+        std::vector<float> got = exact(want);
+        fault.apply(got);
+        EXPECT_FALSE(within_bound(want, got) && relative_rms(want, got, 2e-4)) << fault.name;
+    }
+}
+
+TEST(SeededFaults, InScoresAreRejected) {
+    std::mt19937 rng(51);
+    for (const ColdFormat& format : cold_formats()) {
+        SCOPED_TRACE(format.name);
+        constexpr int dim = 128;
+        const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+        std::vector<float> q(dim);
+        fill_queries(q.data(), 1, dim, dim, 1.0f, rng);
+        const Reference want = reference_qk(page, q.data());
+        const formats::BlockReader reader = page.reader();
+        expect_all_rejected(
+            want, {{"last token dropped", [](auto& s) { s[63] = 0.0f; }},
+                   {"one lane NaN", [](auto& s) { s[17] = std::nanf(""); }},
+                   {"two tokens swapped", [](auto& s) { std::swap(s[8], s[24]); }},
+                   {"last channel ignored",
+                    [&](auto& s) {
+                        for (int t = 0; t < kPageTokens; ++t)
+                            s[t] -= q[dim - 1] * reader.value(t, dim - 1);
+                    }},
+                   {"one code off by one", [&](auto& s) { s[40] += q[5] * reader.scale(40, 5); }},
+                   {"zero points ignored",
+                    [&](auto& s) {
+                        for (int c = 0; c < dim; ++c) {
+                            for (int t = 0; t < kPageTokens; ++t)
+                                s[t] -= q[c] * reader.zero(t, c);
+                        }
+                    }},
+                   {"log2 instead of natural",
+                    [](auto& s) {
+                        for (float& x : s)
+                            x *= 1.442695f;
+                    }},
+                   {"scaled by 1.001",
+                    [](auto& s) {
+                        for (float& x : s)
+                            x *= 1.001f;
+                    }},
+                   {"low half of q16 lost", [&](auto& s) {
+                        double largest = 0;
+                        for (int c = 0; c < dim; ++c)
+                            largest = std::max(largest, std::abs(double(q[c]) * reader.scale(0, c)));
+                        const double step = largest / formats::q16_limit(format.code_bits, dim) * 256.0;
+                        for (int t = 0; t < kPageTokens; ++t) {
+                            double sum = 0;
+                            for (int c = 0; c < dim; ++c) {
+                                const double qs = double(q[c]) * reader.scale(t, c);
+                                sum += (std::nearbyint(qs / step) * step - qs) *
+                                       (reader.code(t, c) - formats::code_centre(format.code_bits));
+                            }
+                            s[t] += float(sum);
+                        }
+                    }}});
+    }
+}
+
+TEST(SeededFaults, InOutputsAreRejected) {
+    std::mt19937 rng(52);
+    for (const ColdFormat& format : cold_formats()) {
+        SCOPED_TRACE(format.name);
+        constexpr int dim = 64;
+        const EncodedPage page(format, KvRole::value, dim, make_rows(RowData::gaussian, dim, rng));
+        std::vector<float> p(kPageTokens), o(dim, 0.5f);
+        fill_weights(p.data(), 1, kPageTokens, rng);
+        p[63] = 0.01f;
+        const Reference want = reference_pv(page, p.data(), o.data());
+        const formats::BlockReader reader = page.reader();
+        expect_all_rejected(want, {{"last token dropped",
+                                    [&](auto& x) {
+                                        for (int c = 0; c < dim; ++c)
+                                            x[c] -= p[63] * reader.value(63, c);
+                                    }},
+                                   {"one lane NaN", [](auto& x) { x[9] = std::nanf(""); }},
+                                   {"last channel not written", [&](auto& x) { x[dim - 1] = o[dim - 1]; }},
+                                   {"not accumulated",
+                                    [&](auto& x) {
+                                        for (int c = 0; c < dim; ++c)
+                                            x[c] -= o[c];
+                                    }},
+                                   {"channels of two vectors swapped",
+                                    [](auto& x) {
+                                        for (int c = 0; c < 8; ++c)
+                                            std::swap(x[c], x[c + 8]);
+                                    }},
+                                   {"tokens of a pair swapped", [&](auto& x) {
+                                        for (int c = 0; c < dim; ++c)
+                                            x[c] +=
+                                                (p[21] - p[20]) * (reader.value(20, c) - reader.value(21, c));
+                                    }}});
+    }
+}
+
+}  // namespace
+}  // namespace mixed_kv::testing
