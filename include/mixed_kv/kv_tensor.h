@@ -23,7 +23,16 @@ class WindowTracker;
 //   run_job(i) for i < n_jobs()        parallel, any order: encodes frozen pages, converts and stores rows
 //   end_write()                        serial: storage of frozen pages is released
 // Freezing happens only here, for pages that an earlier graph filled, never between a graph's attention and its
-// end. Not thread-safe beyond that; owners lock (one lock per ggml buffer).
+// end; and in host writes, which happen between graphs. Not thread-safe beyond that; owners lock (one lock per ggml
+// buffer). Const members may run in parallel with each other.
+//
+// A page freezes when every cell of it is written, none is in the tracker's window and the write at hand leaves it
+// alone. Its sinks become overlay rows. Rows written into a cold page become overlay rows, too: no row that nobody
+// wrote is encoded a second time, except when 16 overlay rows have left the window; then the page is encoded anew.
+// A page all of whose rows are in the overlay is hot again (promotion) without decoding.
+//
+// When the arena refuses memory, what was asked for throws Error and the tensor is as before (host access: as after
+// the pages done so far). Freezing then waits.
 class KvTensor {
   public:
     struct Config {
@@ -33,7 +42,7 @@ class KvTensor {
         int row_elements = 0;      // of one row, all heads
         const ColdFormat* format = nullptr;  // nullptr: f16, pages never freeze
         const kernels::KernelSet* kernels = nullptr;
-        PageArena* arena = nullptr;          // shared by the tensors of a buffer
+        PageArena* arena = nullptr;          // shared by the tensors of a buffer; outlives them
         WindowTracker* tracker = nullptr;    // shared by the tensors of a cache; null only when format is null
     };
     explicit KvTensor(const Config& config);  // throws Error for impossible values
@@ -48,36 +57,45 @@ class KvTensor {
     bool head_shape_known() const noexcept { return shape_known_; }
 
     // --- graph writes -------------------------------------------------------------------------------------
-    // One source row per cell, in order: fp32 or fp16 [n][row_elements] with row_stride_bytes between rows.
+    // One source row per cell, in order: fp32 or fp16 [n][row_elements] with row_stride_bytes between rows. The
+    // data must stay valid until end_write().
     struct RowSource {
         const void* data;
         std::ptrdiff_t row_stride_bytes;
         bool is_fp16;
     };
-    // cells: global cell (stream * n_cells + cell) of each row; the last write of a repeated cell wins.
+    // cells: global cell (stream * n_cells + cell) of each row; the last write of a repeated cell wins. Throws
+    // Error for a cell that does not exist. Call the tracker's on_write() first. Every begin_write() that returns
+    // must be followed by all its jobs and end_write().
     void begin_write(std::span<const std::int64_t> cells, const RowSource& rows);
     int n_jobs() const noexcept;
     void run_job(int job) noexcept;
     void end_write() noexcept;
 
     // --- host access: byte ranges of the logical fp16 array [n_stream * n_cells][row_elements] -------------------
-    void write_bytes(std::size_t offset, const void* data, std::size_t size);  // any alignment; freezes as it goes
-    void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size);
+    // Ranges beyond the end throw Error. Any alignment.
+    void write_bytes(std::size_t offset, const void* data, std::size_t size);  // freezes as it goes; on_restore()
+    void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size); // zero: releases what it can
     void read_bytes(std::size_t offset, void* data, std::size_t size) const;
-    // Rows from another tensor (or this one) of equal row size; whole pages are cloned as they are, without
-    // decoding. Global cells.
+    // Decoded rows (values in their own basis), dense [n][row_elements]. Global cells.
+    void read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const;
+    // Rows from another tensor (or this one, overlapping as memmove does) of equal row size; whole pages are cloned
+    // as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
     void copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
     // Applies fn(rows, n_rows, first_global_cell) to the decoded fp16 rows [64][row_elements] of a page and stores
-    // the result in the page's present form (hot rows in place, cold pages re-encoded). For K-shift.
-    template <typename Fn> void rewrite_page(int stream, std::int64_t page, Fn&& fn) {
-        begin_rewrite(stream, page);
+    // the result in the page's present form: exact rows (hot, overlay) in place; the block of a cold page is encoded
+    // anew when a row of it changed. Empty pages are skipped. For K-shift.
+    template <typename Fn>
+    void rewrite_page(int stream, std::int64_t page, Fn&& fn) {
+        if (!begin_rewrite(stream, page)) return;
         fn(rewrite_rows_.data(), rows_in_page(page), stream * config_.n_cells + page * kPageTokens);
         end_rewrite(stream, page);
     }
     void clear() noexcept;  // every page becomes empty (pinned: rows become zero)
 
     // Materialises every row at base in ggml's layout [n_stream * n_cells][row_elements] and stays so for good.
-    // base: the tensor's own address, reserved by the owner; pages of it that were never written read as zero.
+    // base: the tensor's own address, private anonymous memory reserved by the owner, all zero: pages that were never
+    // written are not touched.
     void pin(std::byte* base);
     bool pinned() const noexcept { return pinned_base_ != nullptr; }
 
@@ -86,8 +104,9 @@ class KvTensor {
     PageLayout layout() const noexcept { return layout_; }
 
     struct Memory {
-        std::size_t hot = 0, cold = 0, overlay = 0, pinned = 0, bookkeeping = 0;  // bytes
-        std::int64_t rows_written = 0;  // live rows
+        // Bytes. pinned: resident 4 KiB units of the tensor's own address range, whoever wrote them.
+        std::size_t hot = 0, cold = 0, overlay = 0, pinned = 0, bookkeeping = 0;
+        std::int64_t rows_written = 0;  // live rows, as far as written through this class
     };
     Memory memory() const noexcept;
     struct Counters {
@@ -97,21 +116,77 @@ class KvTensor {
     const Config& config() const noexcept { return config_; }
 
   private:
-    void begin_rewrite(int stream, std::int64_t page);
-    void end_rewrite(int stream, std::int64_t page);
+    struct Work;    // what begin_write plans and the jobs do
+    struct Bytes;   // source of a host write
+    enum PageFlag : std::uint8_t {
+        kListed = 1,   // in candidates_
+        kSuspect = 2,  // holds a value that the codec may refuse: try before freezing
+        kRefused = 4,  // the codec refused; not tried again until a row is written
+    };
+
     int rows_in_page(std::int64_t page) const noexcept;
+    std::uint64_t valid_cells(std::uint32_t index) const noexcept;  // cells of the page that exist
+    std::size_t hot_bytes() const noexcept { return layout_.row_bytes() * kPageTokens; }
+    std::size_t cold_bytes() const noexcept { return layout_.block_bytes * std::size_t(layout_.shape.n_head); }
+    std::size_t overlay_bytes(std::uint64_t cells) const noexcept;
+    std::uint32_t page_of(std::int64_t global_cell) const noexcept;
+    void check_range(const char* what, std::size_t offset, std::size_t size) const;
+
+    // Storage of one page.
+    void release_storage(Page& page) noexcept;
+    void make_empty(std::uint32_t index) noexcept;
+    std::byte* allocate_hot();
+    fp16_t* allocate_overlay(std::uint64_t cells);
+    void list_candidate(std::uint32_t index) noexcept;  // candidates_ has room
+    void note_written(std::uint32_t index, std::uint64_t cells) noexcept;
+    bool promotes(std::uint32_t index, std::uint64_t cells) const noexcept;
+    void promote(std::uint32_t index, std::uint64_t cells, std::byte* hot) noexcept;
+    bool overlay_fits(const Page& page, std::uint64_t cells) const noexcept;
+    void grow_overlay(Page& page, std::uint64_t cells, fp16_t* rows) noexcept;
+    std::byte* row_target(const Page& page, int token, std::ptrdiff_t& head_stride_bytes) const noexcept;
+    void decode_rows(const Page& page, int first, int n, fp16_t* rows, float* scratch) const noexcept;
+    std::size_t scratch_floats() const noexcept;
+
+    // Freezing (kv_freeze.cpp).
+    bool ready_to_freeze(std::uint32_t index, std::uint64_t& keep, bool& drop) const noexcept;
+    void plan_freezes();
+    bool plan_freeze(std::uint32_t index, std::uint64_t keep);
+    void commit_freezes() noexcept;
+    void run_encode(std::size_t job) noexcept;
+    bool encode_head(std::size_t freeze, int head, float* scratch) noexcept;
+    void finish_freezes() noexcept;
+    void freeze_now(std::uint32_t except);
+    static constexpr std::uint32_t kNoPage = UINT32_MAX;
+
+    // Graph writes (kv_write.cpp).
+    void gather_touches(std::span<const std::int64_t> cells);
+    void reserve_touches();
+    void commit_touches() noexcept;
+    void abandon() noexcept;
+    void copy_source_row(std::size_t row) noexcept;
+
+    // Host access (kv_host.cpp, kv_copy.cpp).
+    void open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole);
+    void write_page(std::uint32_t index, std::size_t first_byte, std::size_t size, const Bytes& source);
+    void write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows);
+    void zero_page(std::uint32_t index, std::size_t first_byte, std::size_t size);
+    bool is_zero_row(const Page& page, int token) const noexcept;
+    bool clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index);
+    bool begin_rewrite(int stream, std::int64_t page);
+    void end_rewrite(int stream, std::int64_t page);
 
     Config config_;
     PageLayout layout_;
     bool shape_known_ = false;
     std::int64_t pages_per_stream_ = 0;
-    std::vector<Page> pages_;             // [n_stream][pages_per_stream_]
-    std::vector<std::uint32_t> hot_list_; // indices of pages that may freeze or re-encode
+    std::vector<Page> pages_;                // [n_stream][pages_per_stream_]
+    std::vector<std::uint8_t> flags_;        // PageFlag, per page
+    std::vector<std::uint64_t> touched_;     // cells of the write at hand, per page; zero between writes
+    std::vector<std::uint32_t> candidates_;  // pages that may freeze or be encoded anew
     std::byte* pinned_base_ = nullptr;
-    std::vector<fp16_t> rewrite_rows_;
+    std::vector<fp16_t> rewrite_rows_;       // rows as changed, then as they were
     Counters counters_;
-    struct Jobs;
-    std::unique_ptr<Jobs> jobs_;
+    std::unique_ptr<Work> work_;
 };
 
 }  // namespace mixed_kv

@@ -3,13 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace mixed_kv {
 
-// Storage for the pages of one ggml buffer: fixed-size classes carved from anonymous mappings, 64-byte aligned,
-// freed blocks are reused, and their memory goes back to the system in 4 KiB units when a class holds more free
-// bytes than it is likely to reuse. Memory is what RSS shows (MADV_NOHUGEPAGE). Not thread-safe.
+// Storage for the pages of one ggml buffer: fixed-size classes carved from anonymous mappings, 64-byte aligned.
+// Freed blocks are reused; memory beyond a small reserve goes back to the system in 4 KiB units. Mappings grow
+// geometrically from 64 KiB per class and never use huge pages, so that memory is what RSS shows.
+// Not thread-safe. Must outlive every tensor that allocates from it.
 class PageArena {
   public:
     explicit PageArena(std::size_t limit_bytes = SIZE_MAX);
@@ -19,18 +22,32 @@ class PageArena {
 
     // bytes > 0. Contents are unspecified. Throws Error when the system or the limit refuses.
     std::byte* allocate(std::size_t bytes);
-    void release(std::byte* block, std::size_t bytes) noexcept;  // bytes as allocated
+    void release(std::byte* block, std::size_t bytes) noexcept;  // bytes as allocated; null does nothing
     void release_all() noexcept;                                 // every block at once
+    void trim() noexcept;                                        // gives back what is kept for reuse
 
-    std::size_t bytes_in_use() const noexcept { return in_use_; }
-    std::size_t bytes_resident() const noexcept { return resident_; }  // in use plus kept for reuse
+    std::size_t bytes_in_use() const noexcept { return in_use_; }      // sum of live blocks, rounded up to 64
+    std::size_t bytes_resident() const noexcept { return resident_; }  // 4 KiB units in use or kept for reuse
+    std::size_t blocks_in_use() const noexcept { return blocks_; }
+    // Every mapping as [begin, end), for measuring what is resident.
+    std::vector<std::pair<const std::byte*, const std::byte*>> mappings() const;
+    // The limit bounds bytes_resident(). Lowering it below the present use only refuses further blocks.
+    void set_limit(std::size_t limit_bytes) noexcept { limit_ = limit_bytes; }
 
   private:
+    struct Chunk;
     struct SizeClass;
-    std::map<std::size_t, SizeClass> classes_;
+    Chunk& chunk_with_space(SizeClass& size_class);
+    std::size_t keep_bytes() const noexcept;
+    void trim_units(Chunk& chunk, std::size_t first, std::size_t last) noexcept;
+    void unmap(Chunk& chunk) noexcept;
+
+    std::map<std::size_t, std::unique_ptr<SizeClass>> classes_;  // by block size
     std::size_t limit_;
     std::size_t in_use_ = 0;
     std::size_t resident_ = 0;
+    std::size_t kept_ = 0;  // of resident_: units that hold no live block
+    std::size_t blocks_ = 0;
 };
 
 }  // namespace mixed_kv

@@ -16,7 +16,8 @@ namespace mixed_kv {
 //           until a mask has been seen.
 //   sink    the query of the cell's own token saw at most `sinks` cells, itself included. Stays until the cell
 //           is written again.
-// Masked is not dead: cells hidden from every query of a graph keep what they have.
+// Masked is not dead: cells hidden from every query of a graph keep what they have, so an idle sequence keeps its
+// window while others decode. A cell that several queries of one graph see stays if it is in the window of any.
 // At most max(8 * window, n_cells / 8) cells per stream are in the window beyond those of the current graph: the
 // oldest evidence is dropped first.
 class WindowTracker {
@@ -26,8 +27,9 @@ class WindowTracker {
         int n_stream;
         int window;            // rows per sequence, >= 0
         int sinks;             // rows per sequence, >= 0
+        std::uint32_t counter_limit = UINT32_MAX;  // write orders are renumbered beyond this (lower in tests)
     };
-    explicit WindowTracker(const Config& config);
+    explicit WindowTracker(const Config& config);  // throws Error for impossible values
 
     // A graph is named by an epoch; repeated calls for one epoch (one per layer) are no-ops.
     // cells: global cell (stream * n_cells + cell) of each token of the graph, in token order.
@@ -37,15 +39,20 @@ class WindowTracker {
     void on_mask(std::uint64_t epoch, const MaskView& mask, int first_stream, int n_stream, std::int64_t n_q,
                  std::int64_t n_kv);
     // Rows written from outside a graph (state restore): cells become unprotected except the last `window` of
-    // the range; the first `sinks` of a range longer than window + sinks become sinks.
-    void on_restore(std::int64_t first_cell, std::int64_t n_cells);
-    // Copies what is known of the source cells (stream copy).
+    // the range; the first `sinks` of a range longer than window + sinks become sinks (a shorter range stays
+    // protected as a whole). A range of the same tensor that begins where the one before ended continues it.
+    void on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor = nullptr);
+    // Copies what is known of the source cells (stream copy). Overlapping ranges behave like memmove.
     void on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells);
     void clear();
 
     // Bit t: cell 64 * page + t of the stream is protected by a window / is a sink.
-    std::uint64_t window_cells(int stream, std::int64_t page) const noexcept;
-    std::uint64_t sink_cells(int stream, std::int64_t page) const noexcept;
+    std::uint64_t window_cells(int stream, std::int64_t page) const noexcept {
+        return window_[static_cast<std::size_t>(stream * pages_per_stream_ + page)];
+    }
+    std::uint64_t sink_cells(int stream, std::int64_t page) const noexcept {
+        return sinks_[static_cast<std::size_t>(stream * pages_per_stream_ + page)];
+    }
     std::int64_t n_window_cells(int stream) const noexcept;
 
     const Config& config() const noexcept { return config_; }
@@ -53,17 +60,35 @@ class WindowTracker {
     std::size_t memory_bytes() const noexcept;
 
   private:
+    void begin_graph();
+    void forget_restore() noexcept;
+    std::uint32_t next_order();
+    void renumber();
+    void touch(std::int64_t cell);
+    void set_window(std::size_t page, std::uint64_t bits) noexcept;
+    void scan_query(const fp16_t* row, int stream, std::int64_t n_kv, std::int64_t own);
+    void keep_newest(int stream, std::int64_t n_pages, std::int64_t start_page);
+    void enforce_bound(int stream);
+
     Config config_;
-    // cache/ owner: add members as needed
     std::int64_t pages_per_stream_ = 0;
     std::vector<std::uint64_t> window_;       // [n_stream][pages]
     std::vector<std::uint64_t> sinks_;        // [n_stream][pages]
+    std::vector<std::int64_t> n_window_;      // [n_stream]
     std::vector<std::uint32_t> write_order_;  // [n_stream][n_cells], 0: never written
-    std::vector<std::uint32_t> evidence_;     // [n_stream][n_cells], evidence number of the last query that protected it
+    std::vector<std::uint32_t> page_newest_;  // [n_stream][pages], no cell of the page has a later write order
+    std::vector<std::uint32_t> evidence_;     // [n_stream][n_cells], graph that last protected the cell
     std::vector<std::int64_t> tokens_;        // cells of the current epoch
-    std::uint64_t write_epoch_ = 0;
-    std::uint64_t mask_epoch_ = 0;
+    std::uint64_t write_epoch_ = UINT64_MAX;
+    std::uint64_t mask_epoch_ = UINT64_MAX;
     std::uint32_t order_ = 0;
+    std::uint32_t graph_ = 0;                 // evidence of the current graph
+    std::int64_t restore_first_ = -1, restore_end_ = -1;  // the restore in progress, global cells
+    const void* restored_tensor_ = nullptr;
+    // Scratch of one mask: cells the query sees, cells any processed query saw, cells in some window. [pages]
+    std::vector<std::uint64_t> visible_, seen_, keep_;
+    std::vector<std::uint32_t> orders_;
+    std::vector<std::pair<std::uint64_t, std::int64_t>> oldest_;
 };
 
 }  // namespace mixed_kv

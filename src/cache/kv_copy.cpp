@@ -1,0 +1,218 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cache/kv_work.h"
+#include "cache/overlay.h"
+#include "cache/row_values.h"
+#include "kernels/contract.h"
+#include "mixed_kv/error.h"
+#include "mixed_kv/kv_tensor.h"
+#include "mixed_kv/page_arena.h"
+#include "mixed_kv/window_tracker.h"
+
+// Whole rows moved or changed between graphs: stream copies, K-shift, pinning.
+namespace mixed_kv {
+
+using cache::for_each_cell;
+
+// A page as it is, block and all. False when the pages are not of one kind.
+bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index) {
+    const Page& source = from.pages_[from_index];
+    const bool same_shape = layout_.shape == from.layout_.shape && layout_.role == from.layout_.role;
+    if (pinned() || from.pinned() || valid_cells(to_index) != from.valid_cells(from_index))
+        return false;
+    if (source.state != PageState::empty && !same_shape)
+        return false;
+    if (source.state == PageState::cold && (layout_.format != from.layout_.format || !shape_known_))
+        return false;
+    Page copy = source;
+    if (source.state == PageState::hot) {
+        copy.data = allocate_hot();
+        std::memcpy(copy.data, source.data, hot_bytes());
+    } else if (source.state == PageState::cold) {
+        copy.data = config_.arena->allocate(cold_bytes());
+        try {
+            copy.overlay_rows = allocate_overlay(source.overlay);
+        } catch (const Error&) {
+            config_.arena->release(copy.data, cold_bytes());
+            throw;
+        }
+        std::memcpy(copy.data, source.data, cold_bytes());
+        for_each_cell(source.overlay, [&](int t) {
+            std::ptrdiff_t stride = 0;
+            std::memcpy(row_target(copy, t, stride), row_target(source, t, stride), layout_.row_bytes());
+        });
+    }
+    release_storage(pages_[to_index]);
+    pages_[to_index] = copy;
+    flags_[to_index] = static_cast<std::uint8_t>((flags_[to_index] & kListed) |
+                                                 (from.flags_[from_index] & (kSuspect | kRefused)));
+    if (copy.state != PageState::empty)
+        list_candidate(to_index);
+    return true;
+}
+
+void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n) {
+    if (from.config_.row_elements != config_.row_elements) {
+        throw Error("KV tensor: rows of " + std::to_string(from.config_.row_elements) +
+                    " values cannot be copied to rows of " + std::to_string(config_.row_elements));
+    }
+    const std::size_t row_bytes = layout_.row_bytes();
+    from.check_range("a copy", static_cast<std::size_t>(from_cell) * row_bytes,
+                     static_cast<std::size_t>(n) * row_bytes);
+    check_range("a copy", static_cast<std::size_t>(to_cell) * row_bytes,
+                static_cast<std::size_t>(n) * row_bytes);
+    if (n == 0 || (&from == this && from_cell == to_cell))
+        return;
+    if (config_.tracker != nullptr) {
+        if (config_.tracker == from.config_.tracker) {
+            config_.tracker->on_copy(from_cell, to_cell, n);
+        } else {
+            config_.tracker->on_restore(to_cell, n, this);
+        }
+    }
+    // One page of the target at a time, in the order that reads every row before it is overwritten.
+    const bool descending = &from == this && to_cell > from_cell;
+    std::vector<fp16_t> rows;
+    for (std::int64_t done = 0; done < n;) {
+        const auto page_end = [&](const KvTensor& tensor, std::int64_t cell) {
+            const std::int64_t in_stream = cell % tensor.config_.n_cells;
+            return cell + tensor.rows_in_page(in_stream / kPageTokens) - in_stream % kPageTokens;
+        };
+        std::int64_t to = to_cell + done, count = 0;
+        if (descending) {
+            const std::int64_t last = to_cell + n - done - 1;
+            to = std::max(to_cell, last - last % config_.n_cells % kPageTokens);
+            count = last + 1 - to;
+        } else {
+            count = std::min(page_end(*this, to), to_cell + n) - to;
+        }
+        const std::int64_t source = from_cell + (to - to_cell);
+        const std::uint32_t index = page_of(to);
+        done += count;
+        const bool whole_page =
+            to % config_.n_cells % kPageTokens == 0 && to + count == page_end(*this, to) &&
+            source % from.config_.n_cells % kPageTokens == 0 && source + count == page_end(from, source);
+        candidates_.reserve(candidates_.size() + 1);
+        if (whole_page && clone_page(from, from.page_of(source), index))
+            continue;
+        rows.resize(static_cast<std::size_t>(count * config_.row_elements));
+        from.read_rows(source, count, rows.data());
+        write_page_rows(index, static_cast<int>(to % config_.n_cells % kPageTokens), static_cast<int>(count),
+                        rows.data());
+    }
+    if (!pinned())
+        freeze_now(kNoPage);
+}
+
+bool KvTensor::begin_rewrite(int stream, std::int64_t page) {
+    const auto index = static_cast<std::uint32_t>(stream * pages_per_stream_ + page);
+    if (pages_[index].state == PageState::empty)
+        return false;
+    const std::size_t n = hot_bytes() / sizeof(fp16_t);
+    rewrite_rows_.resize(2 * n);
+    std::vector<float> scratch(pages_[index].state == PageState::cold ? scratch_floats() : 0);
+    const int n_rows = rows_in_page(page);
+    std::fill(rewrite_rows_.begin(), rewrite_rows_.end(), fp16_t{0});
+    decode_rows(pages_[index], 0, n_rows, rewrite_rows_.data(), scratch.data());
+    std::copy_n(rewrite_rows_.begin(), n, rewrite_rows_.begin() + static_cast<std::ptrdiff_t>(n));
+    return true;
+}
+
+void KvTensor::end_rewrite(int stream, std::int64_t page_in_stream) {
+    const auto index = static_cast<std::uint32_t>(stream * pages_per_stream_ + page_in_stream);
+    Page& page = pages_[index];
+    const HeadShape& shape = layout_.shape;
+    const fp16_t* rows = rewrite_rows_.data();
+    const fp16_t* rows_before = rows + hot_bytes() / sizeof(fp16_t);
+    const std::uint64_t written = page.state == PageState::pinned ? valid_cells(index) : page.written;
+    std::uint64_t changed = 0;
+    for_each_cell(written, [&](int t) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * shape.row_elements();
+        if (std::memcmp(rows + at, rows_before + at, layout_.row_bytes()) != 0)
+            changed |= std::uint64_t{1} << t;
+    });
+    if (changed == 0)
+        return;  // in particular, the block of a page that did not move stays bit for bit
+    const bool has_large = [&] {
+        bool large = false;
+        for_each_cell(changed, [&](int t) {
+            large |= cache::has_large_value(rows + t * shape.row_elements(), shape.row_elements());
+        });
+        return large;
+    }();
+
+    std::uint64_t exact = changed;
+    if (page.state == PageState::cold && (changed & ~page.overlay) != 0) {
+        exact = changed & page.overlay;
+        const auto& codec = config_.kernels->formats[layout_.format_index];
+        // Blocks are aligned; the codec may refuse a head after others are done, so the page's own come last.
+        std::vector<std::byte> storage(cold_bytes() + 63);
+        auto* blocks =
+            reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(storage.data()) + 63) / 64 * 64);
+        bool fits = true;
+        for (int head = 0; head < shape.n_head && fits; ++head) {
+            const kernels::EncodeArgs args{rows + head * shape.head_dim, shape.row_elements(), shape.head_dim,
+                                           valid_cells(index) & ~page.overlay,
+                                           blocks + static_cast<std::size_t>(head) * layout_.block_bytes};
+            fits = (layout_.role == KvRole::key ? codec.encode_key : codec.encode_value)(args);
+        }
+        if (fits) {
+            std::memcpy(page.data, blocks, cold_bytes());
+            ++counters_.reencodes;
+        } else {
+            candidates_.reserve(candidates_.size() + 1);
+            std::byte* hot = allocate_hot();
+            std::memset(hot, 0, hot_bytes());
+            release_storage(page);
+            page.state = PageState::hot;
+            page.data = hot;
+            page.overlay = 0;
+            page.overlay_rows = nullptr;
+            list_candidate(index);
+            exact = valid_cells(index);
+        }
+    }
+    for_each_cell(exact, [&](int t) {
+        std::ptrdiff_t head_stride = 0;
+        std::byte* to = row_target(page, t, head_stride);
+        for (int head = 0; head < shape.n_head; ++head) {
+            std::memcpy(to + head * head_stride, rows + t * shape.row_elements() + head * shape.head_dim,
+                        layout_.head_bytes());
+        }
+    });
+    if (page.state == PageState::pinned)
+        return;
+    if ((flags_[index] & kRefused) != 0)
+        flags_[index] ^= kRefused | kSuspect;
+    if (has_large)
+        flags_[index] |= kSuspect;
+}
+
+void KvTensor::pin(std::byte* base) {
+    if (pinned())
+        return;
+    std::vector<float> scratch(scratch_floats());
+    for (std::size_t i = 0; i < pages_.size(); ++i) {
+        Page& page = pages_[i];
+        const auto index = static_cast<std::int64_t>(i);
+        const std::int64_t in_stream = index % pages_per_stream_;
+        const std::int64_t first_cell = index / pages_per_stream_ * config_.n_cells + in_stream * kPageTokens;
+        std::byte* rows = base + static_cast<std::size_t>(first_cell) * layout_.row_bytes();
+        if (page.state != PageState::empty) {
+            decode_rows(page, 0, rows_in_page(in_stream), reinterpret_cast<fp16_t*>(rows), scratch.data());
+        }
+        release_storage(page);
+        page.state = PageState::pinned;
+        page.data = rows;
+        page.overlay = 0;
+        page.overlay_rows = nullptr;
+        flags_[i] = 0;
+    }
+    candidates_.clear();
+    rewrite_rows_ = {};
+    pinned_base_ = base;
+}
+
+}  // namespace mixed_kv

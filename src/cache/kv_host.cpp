@@ -1,0 +1,266 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cache/kv_work.h"
+#include "cache/overlay.h"
+#include "cache/row_values.h"
+#include "mixed_kv/error.h"
+#include "mixed_kv/kv_tensor.h"
+#include "mixed_kv/page_arena.h"
+#include "mixed_kv/window_tracker.h"
+
+// Byte ranges of the logical array, as a host reads and writes tensors: state save and restore, clears.
+namespace mixed_kv {
+
+using cache::for_each_cell;
+
+// What a host write stores: size bytes from data, or one value throughout.
+struct KvTensor::Bytes {
+    const std::byte* data;
+    std::uint8_t value;
+
+    void copy_to(std::byte* to, std::size_t at, std::size_t size) const noexcept {
+        if (data != nullptr) {
+            std::memcpy(to, data + at, size);
+        } else {
+            std::memset(to, value, size);
+        }
+    }
+};
+
+namespace {
+
+// Cells first .. first + n - 1.
+std::uint64_t cell_range(int first, int n) noexcept {
+    return n <= 0 ? 0 : (n == kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1) << first;
+}
+
+}  // namespace
+
+// Makes these cells' rows exact and writable in place. whole: those of them that will be overwritten
+// completely; the others keep their present values until then.
+void KvTensor::open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole) {
+    Page& page = pages_[index];
+    candidates_.reserve(candidates_.size() + 1);
+    if (page.state == PageState::empty) {
+        std::byte* hot = allocate_hot();
+        std::memset(hot, 0, hot_bytes());
+        page.state = PageState::hot;
+        page.data = hot;
+    } else if (page.state == PageState::cold) {
+        const std::uint64_t decoded = cells & ~whole & ~page.overlay;
+        if (decoded == 0 && promotes(index, cells)) {
+            promote(index, whole, allocate_hot());
+        } else {
+            std::vector<fp16_t> rows;
+            if (decoded != 0) {
+                rows.resize(hot_bytes() / sizeof(fp16_t));
+                std::vector<float> scratch(scratch_floats());
+                decode_rows(page, 0, kPageTokens, rows.data(), scratch.data());
+            }
+            fp16_t* overlay = overlay_fits(page, cells) ? nullptr : allocate_overlay(page.overlay | cells);
+            grow_overlay(page, cells, overlay);
+            for_each_cell(decoded, [&](int t) {
+                std::ptrdiff_t stride = 0;
+                std::memcpy(row_target(page, t, stride), rows.data() + t * config_.row_elements,
+                            layout_.row_bytes());
+            });
+        }
+    }
+}
+
+// Stores bytes first_byte .. first_byte + size of a page, as dense rows.
+void KvTensor::write_page(std::uint32_t index, std::size_t first_byte, std::size_t size,
+                          const Bytes& source) {
+    if (size == 0)
+        return;
+    const std::size_t row_bytes = layout_.row_bytes(), head_bytes = layout_.head_bytes();
+    const std::size_t end = first_byte + size;
+    const auto first_row = static_cast<int>(first_byte / row_bytes);
+    const auto last_row = static_cast<int>((end - 1) / row_bytes);
+    const auto first_whole = static_cast<int>((first_byte + row_bytes - 1) / row_bytes);
+    const auto end_whole = static_cast<int>(end / row_bytes);
+    const std::uint64_t cells = cell_range(first_row, last_row - first_row + 1);
+    open_rows(index, cells, cell_range(first_whole, end_whole - first_whole));
+    const Page& page = pages_[index];
+    bool suspect = false;
+    for (int t = first_row; t <= last_row; ++t) {
+        std::ptrdiff_t head_stride = 0;
+        std::byte* row = row_target(page, t, head_stride);
+        const std::size_t row_begin = static_cast<std::size_t>(t) * row_bytes;
+        for (int head = 0; head < layout_.shape.n_head; ++head) {
+            const std::size_t head_begin = row_begin + static_cast<std::size_t>(head) * head_bytes;
+            const std::size_t from = std::max(first_byte, head_begin),
+                              to = std::min(end, head_begin + head_bytes);
+            if (from >= to)
+                continue;
+            std::byte* target = row + head * head_stride;
+            source.copy_to(target + (from - head_begin), from - first_byte, to - from);
+            suspect |=
+                cache::has_large_value(reinterpret_cast<const fp16_t*>(target), layout_.shape.head_dim);
+        }
+    }
+    if (page.state == PageState::pinned) {
+        pages_[index].written |= cells;
+        return;
+    }
+    note_written(index, cells);
+    if (suspect)
+        flags_[index] |= kSuspect;
+}
+
+void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows) {
+    write_page(index, static_cast<std::size_t>(first) * layout_.row_bytes(),
+               static_cast<std::size_t>(n) * layout_.row_bytes(),
+               {reinterpret_cast<const std::byte*>(rows), 0});
+}
+
+void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t size) {
+    check_range("a write", offset, size);
+    if (size == 0)
+        return;
+    const std::size_t row_bytes = layout_.row_bytes();
+    const std::size_t end = offset + size;
+    if (config_.tracker != nullptr && !pinned()) {
+        // A row counts with the write that brings its last byte, so that ranges in sequence are rows in
+        // sequence.
+        const auto first_row = static_cast<std::int64_t>(offset / row_bytes);
+        const auto end_row = static_cast<std::int64_t>(end / row_bytes);
+        config_.tracker->on_restore(first_row, end_row - first_row, this);
+    }
+    for (std::size_t at = offset; at < end;) {
+        const auto cell = static_cast<std::int64_t>(at / row_bytes);
+        const std::uint32_t index = page_of(cell);
+        const std::int64_t first_cell = cell - cell % config_.n_cells % kPageTokens;
+        const std::size_t page_begin = static_cast<std::size_t>(first_cell) * row_bytes;
+        const std::size_t page_end =
+            page_begin + static_cast<std::size_t>(rows_in_page(index % pages_per_stream_)) * row_bytes;
+        const std::size_t n = std::min(end, page_end) - at;
+        write_page(index, at - page_begin, n, {static_cast<const std::byte*>(data) + (at - offset), 0});
+        at += n;
+        if (!pinned())
+            freeze_now(at < page_end ? index : kNoPage);
+    }
+}
+
+// Zeroes part of a page. Rows that become zero as a whole are no longer written; a page without any is
+// released.
+void KvTensor::zero_page(std::uint32_t index, std::size_t first_byte, std::size_t size) {
+    Page& page = pages_[index];
+    if (page.state == PageState::empty)
+        return;
+    const std::size_t row_bytes = layout_.row_bytes();
+    const std::size_t end = first_byte + size;
+    const auto first_whole = static_cast<int>((first_byte + row_bytes - 1) / row_bytes);
+    const auto end_whole = static_cast<int>(end / row_bytes);
+    const std::uint64_t whole = cell_range(first_whole, end_whole - first_whole);
+    if ((page.written & ~whole) == 0) {  // rows never written are zero already
+        make_empty(index);
+        return;
+    }
+    // Bytes of rows that hold something; the others would only come into being.
+    for (auto t = static_cast<int>(first_byte / row_bytes); static_cast<std::size_t>(t) * row_bytes < end;
+         ++t) {
+        const std::uint64_t cell = std::uint64_t{1} << t;
+        if ((page.written & cell) == 0)
+            continue;
+        const std::size_t row_begin = static_cast<std::size_t>(t) * row_bytes;
+        const std::size_t from = std::max(first_byte, row_begin), to = std::min(end, row_begin + row_bytes);
+        write_page(index, from, to - from, {nullptr, 0});
+        if (is_zero_row(page, t))
+            page.written &= ~cell;  // also when its zeros came in pieces
+    }
+    if (page.written == 0)
+        make_empty(index);
+}
+
+bool KvTensor::is_zero_row(const Page& page, int token) const noexcept {
+    std::ptrdiff_t head_stride = 0;
+    const std::byte* row = row_target(page, token, head_stride);
+    unsigned found = 0;
+    for (int head = 0; head < layout_.shape.n_head; ++head) {
+        const auto* values = reinterpret_cast<const fp16_t*>(row + head * head_stride);
+        for (int i = 0; i < layout_.shape.head_dim; ++i)
+            found |= values[i];
+    }
+    return found == 0;
+}
+
+void KvTensor::fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size) {
+    check_range("a fill", offset, size);
+    const std::size_t row_bytes = layout_.row_bytes();
+    const std::size_t end = offset + size;
+    if (pinned() && size != 0) {
+        if (value == 0 && size == static_cast<std::size_t>(config_.n_cells * config_.n_stream) * row_bytes) {
+            clear();
+            return;
+        }
+        std::memset(pinned_base_ + offset, value, size);
+        return;
+    }
+    for (std::size_t at = offset; at < end;) {
+        const auto cell = static_cast<std::int64_t>(at / row_bytes);
+        const std::uint32_t index = page_of(cell);
+        const std::int64_t first_cell = cell - cell % config_.n_cells % kPageTokens;
+        const std::size_t page_begin = static_cast<std::size_t>(first_cell) * row_bytes;
+        const std::size_t page_end =
+            page_begin + static_cast<std::size_t>(rows_in_page(index % pages_per_stream_)) * row_bytes;
+        const std::size_t n = std::min(end, page_end) - at;
+        if (value == 0) {
+            zero_page(index, at - page_begin, n);
+        } else {
+            write_page(index, at - page_begin, n, {nullptr, value});
+        }
+        at += n;
+    }
+}
+
+void KvTensor::read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const {
+    const std::size_t row_bytes = layout_.row_bytes();
+    check_range("a read", static_cast<std::size_t>(first_cell) * row_bytes,
+                static_cast<std::size_t>(n) * row_bytes);
+    std::vector<float> scratch;
+    while (n > 0) {
+        const std::uint32_t index = page_of(first_cell);
+        const auto in_page = static_cast<int>(first_cell % config_.n_cells % kPageTokens);
+        const auto count =
+            static_cast<int>(std::min<std::int64_t>(n, rows_in_page(index % pages_per_stream_) - in_page));
+        const Page& page = pages_[index];
+        if (page.state == PageState::cold)
+            scratch.resize(scratch_floats());
+        decode_rows(page, in_page, count, rows, scratch.data());
+        rows += static_cast<std::ptrdiff_t>(count) * config_.row_elements;
+        first_cell += count;
+        n -= count;
+    }
+}
+
+void KvTensor::read_bytes(std::size_t offset, void* data, std::size_t size) const {
+    check_range("a read", offset, size);
+    if (pinned()) {
+        std::memcpy(data, pinned_base_ + offset, size);
+        return;
+    }
+    const std::size_t row_bytes = layout_.row_bytes();
+    auto* to = static_cast<std::byte*>(data);
+    std::vector<fp16_t> rows;
+    for (std::size_t at = offset, end = offset + size; at < end;) {
+        // A page at most, through a buffer: data may lie at any address, and the range may begin inside a
+        // value.
+        const auto cell = static_cast<std::int64_t>(at / row_bytes);
+        const std::int64_t in_page = cell % config_.n_cells % kPageTokens;
+        const std::int64_t last =
+            std::min<std::int64_t>(cell + rows_in_page(page_of(cell) % pages_per_stream_) - in_page,
+                                   static_cast<std::int64_t>((end + row_bytes - 1) / row_bytes));
+        rows.resize(static_cast<std::size_t>(last - cell) * row_bytes / sizeof(fp16_t));
+        read_rows(cell, last - cell, rows.data());
+        const std::size_t skip = at - static_cast<std::size_t>(cell) * row_bytes;
+        const std::size_t n = std::min(end - at, rows.size() * sizeof(fp16_t) - skip);
+        std::memcpy(to, reinterpret_cast<const std::byte*>(rows.data()) + skip, n);
+        to += n;
+        at += n;
+    }
+}
+
+}  // namespace mixed_kv

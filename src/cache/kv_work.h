@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "mixed_kv/kv_tensor.h"
+
+namespace mixed_kv {
+
+// The plan of one write. Vectors keep a small capacity from write to write, so that steady generation
+// allocates nothing and a long prompt leaves nothing behind in every tensor.
+struct KvTensor::Work {
+    // Storage taken from the arena while planning; given back when a later step of the plan fails.
+    struct Block {
+        std::byte* data;
+        std::size_t bytes;
+    };
+    // A page that rows are written to.
+    struct Touch {
+        std::uint32_t page;
+        std::uint64_t cells;
+        std::byte* hot;   // new storage of an empty or promoted page
+        fp16_t* overlay;  // new overlay array of a cold page that outgrows its own
+    };
+    // A hot page that freezes, or a cold one that is encoded anew. `before` keeps the storage that the encode
+    // jobs read; it is released by finish_freezes().
+    struct Freeze {
+        std::uint32_t page;
+        std::uint64_t keep;  // overlay of the result
+        std::byte* block;
+        fp16_t* overlay;
+        Page before;
+        bool encoded;  // already while planning
+        std::uint8_t refused;
+    };
+    struct Encode {
+        std::uint32_t freeze;
+        int first_head, n_heads;
+        std::size_t scratch;  // index into floats
+        std::uint8_t refused;
+    };
+    // Where a source row goes.
+    struct Target {
+        std::byte* row = nullptr;  // null: a later row is written to the same cell
+        std::ptrdiff_t head_stride_bytes = 0;
+        std::uint32_t page = 0;
+        std::uint8_t suspect = 0;
+    };
+
+    RowSource source{};
+    std::vector<Block> reserved;
+    std::vector<Touch> touches;
+    std::vector<Freeze> freezes;
+    std::vector<Encode> encodes;
+    std::vector<Target> targets;
+    std::vector<float> floats;
+    std::size_t rows_per_job = 1;
+
+    void shrink() noexcept {
+        constexpr std::size_t kKeep = 16;
+        const auto shrink_one = [](auto& v) {
+            if (v.capacity() > kKeep)
+                v = {};
+        };
+        shrink_one(reserved);
+        shrink_one(touches);
+        shrink_one(freezes);
+        shrink_one(encodes);
+        shrink_one(targets);
+        shrink_one(floats);
+    }
+    std::size_t memory_bytes() const noexcept {
+        const auto bytes = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
+        return sizeof(*this) + bytes(reserved) + bytes(touches) + bytes(freezes) + bytes(encodes) +
+               bytes(targets) + bytes(floats);
+    }
+};
+
+}  // namespace mixed_kv
