@@ -98,8 +98,9 @@ npm_has() { [ -f "$npm_root/libggml-base.so" ] && [ -f "$bundle" ] && [ "$(cat "
 if ! npm_has npm-all && { [[ "$omit" != *dev* ]] || ! npm_has npm; }; then
     say "installing the pinned llama.cpp and node-llama-cpp from npm"
     rm -f "$stamps/npm" "$stamps/npm-all"
-    npm ci $omit --ignore-scripts --no-audit --no-fund >>"$log" 2>&1 ||
-        fail "npm ci failed (no network?): $(grep -m 1 'npm ERR!\|npm error' <(tail -n 40 "$log") || true) (details in $log)"
+    npm ci $omit --ignore-scripts --no-audit --no-fund --prefer-offline \
+        --fetch-retries=3 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=8000 >"$log.npm" 2>&1 ||
+        fail "npm ci failed (no network?): $(grep -m 1 '^npm \(ERR!\|error\)' "$log.npm" || true) (details in $log.npm)"
     [ -f "$npm_root/libggml-base.so" ] || fail "npm brought no $npm_root/libggml-base.so; details in $log"
     if [[ "$omit" == *dev* ]]; then echo "$npm_key" >"$stamps/npm"; else echo "$npm_key" >"$stamps/npm-all"; fi
 fi
