@@ -51,19 +51,22 @@ if(TARGET mixed_kv_core)
         COMPONENT core)
 endif()
 
-if(TARGET ggml-mixed-kv)
-    install(TARGETS ggml-mixed-kv LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT plugin)
-endif()
-
-# Every executable that tools/ defines is one for users.
-if(MIXED_KV_BUILD_TOOLS AND "tools/CMakeLists.txt" IN_LIST MIXED_KV_FOLDERS)
-    get_directory_property(_tools DIRECTORY "${PROJECT_SOURCE_DIR}/tools" BUILDSYSTEM_TARGETS)
-    foreach(_tool IN LISTS _tools)
-        get_target_property(_type ${_tool} TYPE)
-        if(_type STREQUAL "EXECUTABLE")
-            install(TARGETS ${_tool} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
+# The plugin's own rule is in plugin/. Every executable that tools/ defines is one for users.
+function(_mixed_kv_install_executables directory)
+    get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
+    foreach(target IN LISTS targets)
+        get_target_property(type ${target} TYPE)
+        if(type STREQUAL "EXECUTABLE")
+            install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
         endif()
     endforeach()
+    get_property(subdirectories DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)
+    foreach(subdirectory IN LISTS subdirectories)
+        _mixed_kv_install_executables("${subdirectory}")
+    endforeach()
+endfunction()
+if(MIXED_KV_BUILD_TOOLS AND "tools/CMakeLists.txt" IN_LIST MIXED_KV_FOLDERS)
+    _mixed_kv_install_executables("${PROJECT_SOURCE_DIR}/tools")
 endif()
 
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" "${PROJECT_SOURCE_DIR}/README.md" "${PROJECT_SOURCE_DIR}/CHANGELOG.md"
