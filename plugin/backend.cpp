@@ -1,0 +1,297 @@
+// The backend: runs the splits that the host's scheduler gives to our device.
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "batch.h"
+#include "device.h"
+#include "host_cpu.h"
+#include "kv_buffer.h"
+#include "log.h"
+#include "mixed_kv/isa.h"
+#include "op_match.h"
+#include "pool_hook.h"
+#include "report.h"
+#include "rope_shift.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+// Names graphs across all contexts: two of them may share a cache.
+std::uint64_t next_epoch() {
+    static std::atomic<std::uint64_t> epoch{0};
+    return ++epoch;
+}
+
+class Backend {
+  public:
+    explicit Backend(const kernels::KernelSet& kernels) : batch_(kernels, cpu_) {}
+
+    // The host is about to compute a graph.
+    void start_graph(int n_threads) {
+        cpu_.start_graph(n_threads);
+        start_epoch();
+    }
+
+    HostCpu& cpu() { return cpu_; }
+
+    ggml_status compute(ggml_cgraph* graph);
+
+  private:
+    struct CachedMask {
+        const void* data;
+        std::int64_t n_stream, n_q, n_kv;
+        std::unique_ptr<MaskPages> pages;
+        bool valid;
+    };
+
+    void start_epoch() {
+        epoch_ = next_epoch();
+        attended_.clear();
+        for (CachedMask& m : masks_) m.valid = false;
+    }
+    ggml_status flush();
+    ggml_status write(ggml_tensor* op);
+    ggml_status attend(ggml_tensor* op);
+    ggml_status run_delegated();
+    void pin_sources(const ggml_tensor* op);
+    bool learn_heads(const ggml_tensor* op);
+    const MaskPages& mask_pages(const ggml_tensor* op);
+
+    HostCpu cpu_;
+    Batch batch_;
+    std::uint64_t epoch_ = 0;
+    std::vector<const ggml_tensor*> attended_;  // of this epoch
+    std::vector<CachedMask> masks_;
+    std::vector<std::int64_t> cells_;
+    std::vector<ggml_tensor*> delegated_;
+    std::vector<std::uint8_t> delegate_memory_;
+};
+
+ggml_status Backend::flush() { return batch_.run(); }
+
+// Global cells of a SET_ROWS.
+void read_cells(const ggml_tensor* op, std::int64_t first, std::vector<std::int64_t>& cells) {
+    const ggml_tensor* index = op->src[1];
+    cells.resize(std::size_t(index->ne[0]));
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+        const auto* at = static_cast<const char*>(index->data) + i * index->nb[0];
+        cells[i] = first + (index->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at)
+                                                         : *reinterpret_cast<const std::int32_t*>(at));
+    }
+}
+
+ggml_status Backend::write(ggml_tensor* op) {
+    KvBuffer& buffer = *KvBuffer::buffer_of(op);
+    KvEntry& entry = *KvBuffer::entry_of(op);
+    if (!batch_.can_write(buffer, entry)) {
+        if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
+    }
+    std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
+    // Hosts that do not announce graphs are recognised by writing the same tensor again.
+    if (entry.written_epoch == epoch_) start_epoch();
+    entry.written_epoch = epoch_;
+    read_cells(op, first_cell(entry, op), cells_);
+    if (entry.tracker != nullptr) entry.tracker->on_write(epoch_, cells_);
+    batch_.add_write(buffer, entry, op, cells_);
+    return GGML_STATUS_SUCCESS;
+}
+
+// Heads of a row are taken from the first attention that reads it: only then is the cache known to be read by us.
+bool Backend::learn_heads(const ggml_tensor* op) {
+    const auto learn = [&](const ggml_tensor* t, HeadShape shape) {
+        KvEntry& entry = *KvBuffer::entry_of(t);
+        if (entry.tensor->head_shape_known() && entry.tensor->layout().shape == shape) return true;
+        std::lock_guard<std::recursive_mutex> lock(KvBuffer::buffer_of(t)->mutex);
+        if (flush() != GGML_STATUS_SUCCESS) return false;
+        entry.attended = entry.tensor->set_head_shape(shape);
+        return entry.attended;
+    };
+    const ggml_tensor *k = op->src[1], *v = op->src[2];
+    if (!learn(k, {int(k->ne[2]), int(k->ne[0])})) return false;
+    return KvBuffer::entry_of(k) == KvBuffer::entry_of(v) || learn(v, {int(v->ne[2]), int(v->ne[0])});
+}
+
+const MaskPages& Backend::mask_pages(const ggml_tensor* op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *mask = op->src[3];
+    const void* data = mask == nullptr ? nullptr : mask->data;
+    CachedMask* slot = nullptr;
+    for (CachedMask& m : masks_) {
+        if (m.valid && m.data == data && m.n_stream == q->ne[3] && m.n_q == q->ne[1] && m.n_kv == k->ne[1]) return *m.pages;
+        if (!m.valid) slot = &m;
+    }
+    if (slot == nullptr) {
+        masks_.push_back({nullptr, 0, 0, 0, std::make_unique<MaskPages>(), false});
+        slot = &masks_.back();
+    }
+    slot->pages->classify(mask_view(mask), int(q->ne[3]), q->ne[1], k->ne[1]);
+    slot->data = data;
+    slot->n_stream = q->ne[3];
+    slot->n_q = q->ne[1];
+    slot->n_kv = k->ne[1];
+    slot->valid = true;
+    return *slot->pages;
+}
+
+ggml_status Backend::attend(ggml_tensor* op) {
+    for (const ggml_tensor* seen : attended_) {
+        if (seen == op) {  // the same node again: a new graph of a host that does not announce them
+            if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
+            start_epoch();
+            break;
+        }
+    }
+    attended_.push_back(op);
+    KvBuffer& buffer = *KvBuffer::buffer_of(op->src[1]);
+    if (!batch_.can_attend(buffer)) {
+        if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
+    }
+    std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
+    if (!learn_heads(op)) {
+        if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
+        pin_sources(op);
+        delegated_.push_back(op);
+        return run_delegated();
+    }
+    const KvEntry& entry = *KvBuffer::entry_of(op->src[1]);
+    if (entry.tracker != nullptr) {
+        const ggml_tensor *q = op->src[0], *k = op->src[1];
+        const int first_stream = int(first_cell(entry, k) / entry.n_cells);
+        entry.tracker->on_mask(epoch_, mask_view(op->src[3]), first_stream, int(q->ne[3]), q->ne[1], k->ne[1]);
+    }
+    batch_.add_attention(buffer, op, mask_pages(op));
+    return GGML_STATUS_SUCCESS;
+}
+
+void Backend::pin_sources(const ggml_tensor* op) {
+    const auto pin = [&](const ggml_tensor* t) {
+        KvEntry* entry = t == nullptr ? nullptr : KvBuffer::entry_of(t);
+        if (entry == nullptr || !entry->mixed()) return;
+        KvBuffer& buffer = *KvBuffer::buffer_of(t);
+        std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
+        buffer.pin(*entry, pin_reason(op));
+    };
+    pin(op);
+    for (const ggml_tensor* src : op->src) pin(src);
+}
+
+ggml_status Backend::run_delegated() {
+    if (delegated_.empty()) return GGML_STATUS_SUCCESS;
+    const std::size_t size = ggml_graph_overhead_custom(delegated_.size(), false) + ggml_tensor_overhead();
+    if (delegate_memory_.size() < size) delegate_memory_.resize(size);
+    ggml_context* ctx = ggml_init({delegate_memory_.size(), delegate_memory_.data(), true});
+    ggml_cgraph* graph = ggml_new_graph_custom(ctx, delegated_.size(), false);
+    for (ggml_tensor* op : delegated_) ggml_graph_add_node(graph, op);
+    Report::instance().count_delegated(delegated_.size());
+    delegated_.clear();
+    const ggml_status status = cpu_.compute(graph, true);
+    ggml_free(ctx);
+    return status;
+}
+
+ggml_status Backend::compute(ggml_cgraph* graph) {
+    Report& report = Report::instance();
+    report.announce_all(true);
+    report.count_graph();
+    if (cpu_.abort_requested()) return GGML_STATUS_ABORTED;
+
+    std::uint64_t native = 0;
+    ggml_status status = GGML_STATUS_SUCCESS;
+    const int n = ggml_graph_n_nodes(graph);
+    for (int i = 0; i < n && status == GGML_STATUS_SUCCESS; ++i) {
+        ggml_tensor* op = ggml_graph_node(graph, i);
+        if (ggml_is_empty(op) || (op->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
+        const OpKind kind = classify(op);
+        if (kind == OpKind::view) continue;
+        // Native and delegated ops take turns; each kind is collected as long as the other does not come between.
+        if (kind == OpKind::delegate) {
+            status = flush();
+            if (status != GGML_STATUS_SUCCESS) break;
+            pin_sources(op);
+            delegated_.push_back(op);
+            continue;
+        }
+        status = run_delegated();
+        if (status != GGML_STATUS_SUCCESS) break;
+        ++native;
+        if (kind == OpKind::write) {
+            status = write(op);
+        } else if (kind == OpKind::attention) {
+            status = attend(op);
+        } else {
+            status = flush();
+            if (status == GGML_STATUS_SUCCESS) status = shift_keys(cpu_, op);
+        }
+    }
+    // Also after a failure: rows that were announced to the cache must be stored.
+    const ggml_status flushed = flush();
+    if (status == GGML_STATUS_SUCCESS) status = flushed;
+    if (status == GGML_STATUS_SUCCESS) status = run_delegated();
+    delegated_.clear();
+    report.count_native(native);
+    return status;
+}
+
+Backend& get(ggml_backend_t backend) { return *static_cast<Backend*>(backend->context); }
+
+const char* get_name(ggml_backend_t) { return MIXED_KV_DEVICE_NAME; }
+
+void free_backend(ggml_backend_t backend) {
+    delete static_cast<Backend*>(backend->context);
+    delete backend;
+}
+
+// The host synchronises while it reserves its graphs; by the second time the caches are known.
+void synchronize(ggml_backend_t) { Report::instance().announce_all(false); }
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+    try {
+        return get(backend).compute(graph);
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "%s", e.what());
+        return GGML_STATUS_ALLOC_FAILED;
+    }
+}
+
+ggml_guid_t guid() {
+    static ggml_guid id = {0x4d, 0x69, 0x78, 0x65, 0x64, 0x4b, 0x56, 0x00, 0x9a, 0x1c, 0x52, 0x0e, 0x7f, 0x33, 0xb8, 0x61};
+    return &id;
+}
+
+}  // namespace
+
+ggml_backend_t new_backend(ggml_backend_dev_t dev) {
+    try {
+        settings();  // throws when they were refused
+        ggml_backend_dev_t cpu = HostCpu::device();
+        if (cpu == nullptr) {
+            MIXED_KV_LOG(ERROR, "no CPU backend is loaded; the cache needs one beside it");
+            return nullptr;
+        }
+        install_pool_hook(ggml_backend_dev_backend_reg(cpu));
+        ggml_backend_i interface = {};
+        interface.get_name = get_name;
+        interface.free = free_backend;
+        interface.synchronize = synchronize;
+        interface.graph_compute = graph_compute;
+        return new ggml_backend{guid(), interface, dev, new Backend(active_kernel_set())};
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "%s", e.what());
+        return nullptr;
+    }
+}
+
+bool is_our_backend(ggml_backend_t backend) {
+    return backend != nullptr && backend->guid != nullptr && ggml_guid_matches(backend->guid, guid());
+}
+
+void set_n_threads(ggml_backend_t backend, int n_threads) {
+    if (is_our_backend(backend)) get(backend).start_graph(n_threads);
+}
+
+void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data) {
+    if (is_our_backend(backend)) get(backend).cpu().set_abort_callback(callback, data);
+}
+
+}  // namespace mixed_kv::plugin

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "host_cpu.h"
+#include "kv_buffer.h"
+#include "mixed_kv/flash_decode.h"
+
+namespace mixed_kv::plugin {
+
+MaskView mask_view(const ggml_tensor* mask);  // null: everything is visible
+
+// Consecutive native ops of one split (SET_ROWS of K and of V, FLASH_ATTN_EXT), planned serially on the calling thread
+// and then run as one private graph of three nodes on the host's threads: store rows and freeze pages, attend, merge.
+// Work too small to be worth waking threads runs on the calling thread.
+class Batch {
+  public:
+    Batch(const kernels::KernelSet& kernels, HostCpu& cpu);
+    ~Batch();
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+    bool empty() const noexcept { return writes_.empty() && n_attentions_ == 0; }
+    // Whether an op on this entry can join what is already here.
+    bool can_write(const KvBuffer& buffer, const KvEntry& entry) const noexcept;
+    bool can_attend(const KvBuffer& buffer) const noexcept;
+
+    // op: OpKind::write. cells: the global cell of each row. Throws Error when memory is refused.
+    void add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op, const std::vector<std::int64_t>& cells);
+    // op: OpKind::attention, with heads known to its tensors.
+    void add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPages& mask_pages);
+
+    // Runs everything added and leaves the batch empty. Rows and freezes are never left half done.
+    ggml_status run();
+
+  private:
+    struct Attention;
+    struct Graphs;
+    void lock(KvBuffer& buffer);
+    void store(int thread) noexcept;
+    void run_serially();
+    static void store_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
+    static void attend_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
+    static void merge_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
+
+    const kernels::KernelSet& kernels_;
+    HostCpu& cpu_;
+    KvBuffer* buffer_ = nullptr;
+    std::unique_lock<std::recursive_mutex> lock_;
+    std::vector<KvTensor*> writes_;
+    std::atomic<int> next_job_{0};
+    int n_jobs_ = 0;
+    std::vector<std::unique_ptr<Attention>> attentions_;  // reused from batch to batch
+    std::size_t n_attentions_ = 0;
+    double work_ = 0;  // rough multiply-accumulates
+    std::unique_ptr<Graphs> graphs_;
+};
+
+}  // namespace mixed_kv::plugin

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "ggml-backend-impl.h"
+#include "mixed_kv/settings.h"
+#include "mixed_kv_api.h"
+
+namespace mixed_kv::plugin {
+
+ggml_backend_reg_t registration();
+ggml_backend_dev_t device();
+
+// The user's settings, read once when the plugin is loaded. Throws Error, each time, when they were refused.
+const Settings& settings();
+// Name of the kernels in use; "none" when MIXED_KV_ISA was refused.
+const char* active_isa_name();
+
+// A backend instance (one per llama_context); null with a logged reason when it cannot work.
+ggml_backend_t new_backend(ggml_backend_dev_t device);
+bool is_our_backend(ggml_backend_t backend);
+void set_n_threads(ggml_backend_t backend, int n_threads);
+void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data);
+
+}  // namespace mixed_kv::plugin

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <vector>
+
+#include "ggml-cpu.h"
+#include "ggml-backend.h"
+
+namespace mixed_kv::plugin {
+
+// A private instance of the host's CPU backend: runs delegated ops, and lends our kernels its threads (as
+// GGML_OP_CUSTOM nodes), on the host's own thread pool where there is one.
+class HostCpu {
+  public:
+    HostCpu() = default;
+    ~HostCpu();
+    HostCpu(const HostCpu&) = delete;
+    HostCpu& operator=(const HostCpu&) = delete;
+
+    // The host's CPU device; null when no CPU backend is loaded.
+    static ggml_backend_dev_t device();
+
+    // Called when the host starts a graph on this thread: how many threads it uses, and which pool.
+    void start_graph(int n_threads);
+    int n_threads() const noexcept { return n_threads_; }
+    void set_abort_callback(ggml_abort_callback callback, void* data);
+    bool abort_requested() const;
+
+    // Runs a graph on the host's threads. abortable: the abort callback may stop it half-way.
+    ggml_status compute(ggml_cgraph* graph, bool abortable);
+
+  private:
+    struct Instance {
+        ggml_backend_t backend;
+        ggml_threadpool_t pool;
+    };
+    ggml_backend_t instance();
+
+    // One instance per pool: switching an instance from one pool to another would pause the former, which the
+    // host may have freed by then.
+    std::vector<Instance> instances_;
+    ggml_threadpool_t pool_ = nullptr;
+    int n_threads_ = GGML_DEFAULT_N_THREADS;
+    ggml_abort_callback abort_callback_ = nullptr;
+    void* abort_data_ = nullptr;
+};
+
+}  // namespace mixed_kv::plugin

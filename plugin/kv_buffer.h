@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "ggml-backend-impl.h"
+#include "mixed_kv/kv_tensor.h"
+#include "mixed_kv/page_arena.h"
+#include "mixed_kv/settings.h"
+#include "mixed_kv/window_tracker.h"
+
+namespace mixed_kv::plugin {
+
+// One K or V tensor of the host's cache, found by the address of its root tensor.
+struct KvEntry {
+    std::string name;  // as created; graph code renames roots later
+    KvRole role = KvRole::key;
+    std::byte* base = nullptr;  // reserved address range: the tensor's unique data pointer
+    std::size_t row_bytes = 0;  // one cell's row, all heads
+    std::int64_t n_cells = 0;   // per stream
+    int n_stream = 1;
+    std::unique_ptr<KvTensor> tensor;  // null: the tensor is plain memory (declared type other than F16)
+    WindowTracker* tracker = nullptr;
+    std::string reason;         // why this tensor is not mixed; empty while it is
+    // What the graphs that the host reserves show, for reports before the first compute:
+    HeadShape offered;          // heads of a row
+    std::string expected_pin;   // why this tensor will be pinned; empty when it will not
+    bool attended = false;      // our attention has read it
+    std::uint64_t written_epoch = 0;
+
+    std::size_t size_bytes() const noexcept { return row_bytes * std::size_t(n_cells) * std::size_t(n_stream); }
+    bool contains(const void* address) const noexcept {
+        const auto* p = static_cast<const std::byte*>(address);
+        return p >= base && p < base + size_bytes();
+    }
+    bool mixed() const noexcept { return tensor != nullptr && !tensor->pinned(); }
+};
+
+// What one ggml buffer of our type holds: an address range that is only reserved, plain tensors inside it, and the
+// KV tensors whose contents live in pages elsewhere. K/V are recognised when they are created (llama.cpp names them
+// cache_k_l<layer> and cache_v_l<layer>); after that the address decides.
+class KvBuffer {
+  public:
+    // Reserves size bytes. Throws Error when the system refuses.
+    KvBuffer(std::size_t size, const Settings& settings);
+    ~KvBuffer();
+    KvBuffer(const KvBuffer&) = delete;
+    KvBuffer& operator=(const KvBuffer&) = delete;
+
+    // The KvBuffer behind a ggml buffer; nullptr when it is not ours or an empty placeholder.
+    static KvBuffer* of(const ggml_backend_buffer* buffer) noexcept;
+    // The entry that holds a tensor or the root of a view; nullptr when it is none of ours.
+    static KvEntry* entry_of(const ggml_tensor* tensor) noexcept;
+    static KvBuffer* buffer_of(const ggml_tensor* tensor) noexcept;
+
+    void init_tensor(const ggml_tensor* tensor);
+    void write(ggml_tensor* tensor, const void* data, std::size_t offset, std::size_t size);
+    void fill(ggml_tensor* tensor, std::uint8_t value, std::size_t offset, std::size_t size);
+    void read(const ggml_tensor* tensor, void* data, std::size_t offset, std::size_t size);
+    bool copy(const ggml_tensor* from, ggml_tensor* to);
+    void clear(std::uint8_t value);
+
+    // Turns an entry into plain F16 at its own address, for good, and says so once per reason.
+    void pin(KvEntry& entry, const std::string& reason);
+
+    std::byte* base() const noexcept { return base_; }
+    std::size_t size() const noexcept { return size_; }
+    std::vector<std::unique_ptr<KvEntry>>& entries() noexcept { return entries_; }
+    const PageArena& arena() const noexcept { return arena_; }
+    const Settings& settings() const noexcept { return settings_; }
+    std::size_t tracker_bytes() const noexcept;
+
+    // The line that says what this cache is; empty when it holds no KV tensors.
+    std::string describe() const;
+    // Says once what this cache is, or why it is not mixed: when the reserved graphs have shown all, or when forced.
+    // Returns whether it has been said.
+    bool announce(bool force);
+
+    // Held during every use of the contents. Contexts may share a cache.
+    std::recursive_mutex mutex;
+
+  private:
+    KvEntry* find(const void* address) noexcept;
+    WindowTracker* tracker_for(std::int64_t n_cells, int n_stream);
+
+    std::byte* base_ = nullptr;
+    std::size_t size_ = 0;
+    std::size_t mapped_ = 0;
+    Settings settings_;
+    PageArena arena_;
+    std::vector<std::unique_ptr<WindowTracker>> trackers_;
+    std::vector<std::unique_ptr<KvEntry>> entries_;  // by address
+    std::vector<std::string> pin_reasons_;           // said already
+    bool announced_ = false;
+};
+
+ggml_backend_buffer_type_t buffer_type();
+
+// The root of a view: where its memory is.
+inline const ggml_tensor* root_of(const ggml_tensor* t) noexcept { return t->view_src ? t->view_src : t; }
+
+}  // namespace mixed_kv::plugin

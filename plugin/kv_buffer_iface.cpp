@@ -1,0 +1,119 @@
+// ggml's buffer and buffer type interfaces over KvBuffer. Exceptions end here.
+#include <exception>
+
+#include "device.h"
+#include "kv_buffer.h"
+#include "log.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+KvBuffer& get(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
+
+// Runs fn under the buffer's lock. These interfaces cannot report failure, so what fails is logged; the cache keeps
+// what it had before.
+template <typename Fn> void guarded(KvBuffer& buffer, const char* what, Fn&& fn) {
+    std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
+    try {
+        fn();
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "%s failed: %s", what, e.what());
+    }
+}
+
+void free_buffer(ggml_backend_buffer_t buffer) { delete static_cast<KvBuffer*>(buffer->context); }
+
+void* get_base(ggml_backend_buffer_t buffer) { return get(buffer).base(); }
+
+ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
+    // Graph tensors are initialised on every step; only what lives as long as the buffer can be a cache.
+    if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE) return GGML_STATUS_SUCCESS;
+    KvBuffer& kv = get(buffer);
+    std::lock_guard<std::recursive_mutex> lock(kv.mutex);
+    try {
+        kv.init_tensor(tensor);
+        return GGML_STATUS_SUCCESS;
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "cannot set up %s: %s", tensor->name, e.what());
+        return GGML_STATUS_ALLOC_FAILED;
+    }
+}
+
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset, size_t size) {
+    guarded(get(buffer), "filling a cache tensor", [&] { get(buffer).fill(tensor, value, offset, size); });
+}
+
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+    guarded(get(buffer), "writing a cache tensor", [&] { get(buffer).write(tensor, data, offset, size); });
+}
+
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+    guarded(get(buffer), "reading a cache tensor", [&] { get(buffer).read(tensor, data, offset, size); });
+}
+
+bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
+    bool done = false;
+    try {
+        done = get(buffer).copy(src, dst);
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "copying %s failed: %s", src->name, e.what());
+    }
+    return done;
+}
+
+void clear(ggml_backend_buffer_t buffer, uint8_t value) {
+    guarded(get(buffer), "clearing the cache", [&] { get(buffer).clear(value); });
+}
+
+const ggml_backend_buffer_i kBufferInterface = {
+    .free_buffer = free_buffer,
+    .get_base = get_base,
+    .init_tensor = init_tensor,
+    .memset_tensor = memset_tensor,
+    .set_tensor = set_tensor,
+    .get_tensor = get_tensor,
+    .set_tensor_2d = nullptr,
+    .get_tensor_2d = nullptr,
+    .cpy_tensor = cpy_tensor,
+    .clear = clear,
+    .reset = nullptr,
+};
+
+const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME; }
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
+    try {
+        auto buffer = std::make_unique<KvBuffer>(size, settings());
+        ggml_backend_buffer_t result = ggml_backend_buffer_init(type, kBufferInterface, buffer.get(), size);
+        if (result != nullptr) buffer.release();
+        return result;
+    } catch (const std::exception& e) {
+        MIXED_KV_LOG(ERROR, "%s", e.what());
+        return nullptr;
+    }
+}
+
+size_t get_alignment(ggml_backend_buffer_type_t) { return 4096; }  // pinned tensors are released page by page
+
+bool is_host(ggml_backend_buffer_type_t) { return false; }
+
+}  // namespace
+
+ggml_backend_buffer_type_t buffer_type() {
+    static ggml_backend_buffer_type type = {
+        .iface =
+            {
+                .get_name = type_name,
+                .alloc_buffer = alloc_buffer,
+                .get_alignment = get_alignment,
+                .get_max_size = nullptr,
+                .get_alloc_size = nullptr,
+                .is_host = is_host,
+            },
+        .device = device(),
+        .context = nullptr,
+    };
+    return &type;
+}
+
+}  // namespace mixed_kv::plugin

@@ -1,0 +1,168 @@
+#include "op_match.h"
+
+#include "host_cpu.h"
+#include "kernels/contract.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+bool is_view(ggml_op op) {
+    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
+           op == GGML_OP_TRANSPOSE;
+}
+
+KvEntry* mixed_entry_of(const ggml_tensor* t) {
+    KvEntry* entry = KvBuffer::entry_of(t);
+    return entry != nullptr && entry->mixed() ? entry : nullptr;
+}
+
+std::size_t offset_of(const KvEntry& entry, const ggml_tensor* view) {
+    return std::size_t(static_cast<const std::byte*>(view->data) - entry.base);
+}
+
+bool is_write(const ggml_tensor* op) {
+    const KvEntry* entry = mixed_entry_of(op);
+    const ggml_tensor* rows = op->src[0];
+    const ggml_tensor* cells = op->src[1];
+    return entry != nullptr && op->type == GGML_TYPE_F16 && op->nb[1] == entry->row_bytes &&
+           op->ne[0] * std::int64_t(sizeof(fp16_t)) == std::int64_t(entry->row_bytes) &&
+           offset_of(*entry, op) % entry->row_bytes == 0 &&
+           (rows->type == GGML_TYPE_F32 || rows->type == GGML_TYPE_F16) && rows->nb[0] == ggml_type_size(rows->type) &&
+           rows->ne[2] == 1 && rows->ne[3] == 1 && (cells->type == GGML_TYPE_I64 || cells->type == GGML_TYPE_I32) &&
+           cells->ne[1] == 1 && cells->ne[2] == 1 && cells->ne[3] == 1;
+}
+
+// K or V of an attention: fp16 [stream][cell][head][head_dim] from some stream's cell 0, every head, seen as
+// ne = [head_dim, n_kv, n_head, n_stream].
+bool is_cache_view(const KvEntry& entry, const ggml_tensor* t, std::int64_t row_elements_used) {
+    const std::size_t stream_bytes = entry.row_bytes * std::size_t(entry.n_cells);
+    return t->type == GGML_TYPE_F16 && t->nb[0] == sizeof(fp16_t) && t->nb[1] == entry.row_bytes &&
+           (t->ne[2] == 1 || t->nb[2] == std::size_t(t->ne[0]) * sizeof(fp16_t)) &&
+           (t->ne[3] == 1 || t->nb[3] == stream_bytes) && offset_of(entry, t) % stream_bytes == 0 &&
+           t->ne[1] <= entry.n_cells && row_elements_used * sizeof(fp16_t) == entry.row_bytes &&
+           t->ne[0] <= kernels::kMaxHeadDim;
+}
+
+bool is_attention(const ggml_tensor* op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+    const KvEntry* ke = mixed_entry_of(k);
+    const KvEntry* ve = mixed_entry_of(v);
+    if (ke == nullptr || ve == nullptr || KvBuffer::buffer_of(k) != KvBuffer::buffer_of(v)) return false;
+    if (!is_cache_view(*ke, k, k->ne[0] * k->ne[2])) return false;
+    if (ke == ve) {  // MLA: V is the first channels of K's only head
+        if (k->ne[2] != 1 || v->ne[2] != 1 || v->ne[0] > k->ne[0] || v->data != k->data) return false;
+        if (!is_cache_view(*ve, v, k->ne[0])) return false;
+    } else if (!is_cache_view(*ve, v, v->ne[0] * v->ne[2])) {
+        return false;
+    }
+    const bool shapes = v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] && v->ne[3] == k->ne[3] && q->ne[0] == k->ne[0] &&
+                        q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
+    const bool types = q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
+                       op->nb[0] == sizeof(float);
+    const bool mask_fits = mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(fp16_t) &&
+                                               mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1] &&
+                                               q->ne[2] % mask->ne[2] == 0 && q->ne[3] % mask->ne[3] == 0);
+    const bool sinks_fit = sinks == nullptr || (sinks->type == GGML_TYPE_F32 && ggml_nelements(sinks) == q->ne[2]);
+    return shapes && types && mask_fits && sinks_fit;
+}
+
+bool is_shift(const ggml_tensor* op) {
+    const KvEntry* entry = mixed_entry_of(op);
+    const ggml_tensor *rows = op->src[0], *shifts = op->src[1];
+    return entry != nullptr && entry->role == KvRole::key && mixed_entry_of(rows) == entry && rows->data == op->data &&
+           op->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F16 && op->nb[2] == entry->row_bytes &&
+           rows->nb[2] == entry->row_bytes && op->ne[3] == 1 && op->ne[2] == entry->n_cells * entry->n_stream &&
+           offset_of(*entry, op) < entry->row_bytes && shifts->type == GGML_TYPE_I32 && shifts->ne[0] == op->ne[2];
+}
+
+// In the buffer of a cache or of recurrent state, as opposed to a graph's temporaries.
+bool is_persistent(const ggml_tensor* t) {
+    return KvBuffer::buffer_of(t) != nullptr && root_of(t)->buffer->usage != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+}
+
+// The model loader asks whether a weight may live in our buffer by showing it in an empty placeholder buffer. No:
+// weights stay where they would be without us.
+bool reads_placeholder(const ggml_tensor* op) {
+    for (const ggml_tensor* src : op->src) {
+        const ggml_backend_buffer* buffer = src == nullptr ? nullptr : root_of(src)->buffer;
+        if (buffer != nullptr && buffer->buft == buffer_type() && buffer->context == nullptr) return true;
+    }
+    return false;
+}
+
+// The CPU device judges by buffers too and refuses ours, because they are not host buffers. Plain and pinned memory
+// of ours is as good as a host buffer, so ask about the op alone.
+bool cpu_supports(const ggml_tensor* op) {
+    ggml_backend_dev_t cpu = HostCpu::device();
+    if (cpu == nullptr) return false;
+    ggml_tensor copy = *op;
+    ggml_tensor sources[GGML_MAX_SRC];
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        if (op->src[i] == nullptr) continue;
+        sources[i] = *op->src[i];
+        if (KvBuffer::buffer_of(op->src[i]) != nullptr) {
+            sources[i].buffer = nullptr;
+            sources[i].view_src = nullptr;
+        }
+        copy.src[i] = &sources[i];
+    }
+    copy.buffer = nullptr;
+    copy.view_src = nullptr;
+    return ggml_backend_dev_supports_op(cpu, &copy);
+}
+
+void learn(const ggml_tensor* op, OpKind kind) {
+    if (kind == OpKind::attention) {
+        const ggml_tensor *k = op->src[1], *v = op->src[2];
+        KvEntry* ke = KvBuffer::entry_of(k);
+        KvEntry* ve = KvBuffer::entry_of(v);
+        ke->offered = {int(k->ne[2]), int(k->ne[0])};
+        if (ve != ke) ve->offered = {int(v->ne[2]), int(v->ne[0])};
+        ke->expected_pin.clear();
+        ve->expected_pin.clear();
+    } else if (kind == OpKind::delegate) {
+        const auto note = [&](const ggml_tensor* t) {
+            KvEntry* entry = t == nullptr ? nullptr : mixed_entry_of(t);
+            if (entry != nullptr) entry->expected_pin = pin_reason(op);
+        };
+        note(op);
+        for (const ggml_tensor* src : op->src) note(src);
+    }
+}
+
+}  // namespace
+
+std::int64_t first_cell(const KvEntry& entry, const ggml_tensor* view) {
+    return std::int64_t(offset_of(entry, view) / entry.row_bytes);
+}
+
+OpKind classify(const ggml_tensor* op) {
+    if (is_view(op->op)) return OpKind::view;
+    if (op->op == GGML_OP_SET_ROWS && is_write(op)) return OpKind::write;
+    if (op->op == GGML_OP_FLASH_ATTN_EXT && is_attention(op)) return OpKind::attention;
+    if (op->op == GGML_OP_ROPE && is_shift(op)) return OpKind::shift;
+    return OpKind::delegate;
+}
+
+bool supports(const ggml_tensor* op) {
+    if (is_view(op->op)) return true;
+    const bool into_ours = KvBuffer::buffer_of(op) != nullptr;
+    bool from_ours = false;
+    for (const ggml_tensor* src : op->src) from_ours = from_ours || (src != nullptr && is_persistent(src));
+    if (reads_placeholder(op) || (!into_ours && !from_ours)) return false;
+
+    const OpKind kind = classify(op);
+    // What is written into our memory cannot be computed anywhere else: the scheduler would abort.
+    if (kind == OpKind::delegate && !into_ours && !cpu_supports(op)) return false;
+    learn(op, kind);
+    return true;
+}
+
+std::string pin_reason(const ggml_tensor* op) {
+    const bool transposed_v = op->op == GGML_OP_SET_ROWS && op->ne[0] == 1;
+    if (op->op == GGML_OP_MUL_MAT || transposed_v) return "flash attention is off (turn it on: -fa on)";
+    if (op->op == GGML_OP_FLASH_ATTN_EXT) return "this attention has a shape or type that has no mixed form";
+    return std::string("the model uses the cache in an op that has no mixed form (") + ggml_op_name(op->op) + ")";
+}
+
+}  // namespace mixed_kv::plugin

@@ -1,0 +1,96 @@
+// Entry point: what the host's loader finds, and the check that this plugin fits this host.
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "api.h"
+#include "device.h"
+#include "log.h"
+#include "mixed_kv/error.h"
+#include "mixed_kv/isa.h"
+#include "kernels/contract.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+struct LoadedSettings {
+    Settings settings;
+    std::string refusal;  // why the environment was refused; empty when it was not
+    std::string isa = "none";
+    LoadedSettings() {
+        try {
+            settings = Settings::from_environment();
+            isa = active_kernel_set().name;
+        } catch (const std::exception& e) {
+            refusal = e.what();
+        }
+    }
+};
+
+const LoadedSettings& loaded() {
+    static const LoadedSettings instance;
+    return instance;
+}
+
+const char* reg_name(ggml_backend_reg_t) { return MIXED_KV_REG_NAME; }
+size_t device_count(ggml_backend_reg_t) { return 1; }
+ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t) { return device(); }
+
+void* get_proc_address(ggml_backend_reg_t, const char* name) {
+    if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
+    if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0) return reinterpret_cast<void*>(set_abort_callback);
+    if (std::strcmp(name, "mixed_kv_get_api") == 0) return reinterpret_cast<void*>(api);
+    return nullptr;
+}
+
+// A plugin fits exactly one ggml: structs and op numbers changed while GGML_BACKEND_API_VERSION stayed the same.
+bool fits_host() {
+    const bool same = std::strcmp(ggml_version(), MIXED_KV_GGML_VERSION) == 0 &&
+                      std::strcmp(ggml_commit(), MIXED_KV_GGML_COMMIT) == 0;
+    if (!same) {
+        // Not through the host's logger: its interface is one of the things that may differ.
+        std::fprintf(stderr,
+                     "mixed-kv: declined: built for ggml %s (%s), this host has ggml %s (%s); rebuild the plugin against it "
+                     "(-DMIXED_KV_LLAMA_ROOT=...)\n",
+                     MIXED_KV_GGML_VERSION, MIXED_KV_GGML_COMMIT, ggml_version(), ggml_commit());
+    }
+    return same;
+}
+
+}  // namespace
+
+const Settings& settings() {
+    if (!loaded().refusal.empty()) throw Error(loaded().refusal);
+    return loaded().settings;
+}
+
+const char* active_isa_name() { return loaded().isa.c_str(); }
+
+ggml_backend_reg_t registration() {
+    static ggml_backend_reg reg = {
+        .api_version = GGML_BACKEND_API_VERSION,
+        .iface =
+            {
+                .get_name = reg_name,
+                .get_device_count = device_count,
+                .get_device = get_device,
+                .get_proc_address = get_proc_address,
+            },
+        .context = nullptr,
+    };
+    return &reg;
+}
+
+}  // namespace mixed_kv::plugin
+
+// May be called more than once in a process; the registration is the same.
+extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
+    using namespace mixed_kv::plugin;
+    if (!fits_host()) return nullptr;
+    if (!loaded().refusal.empty()) {
+        // Loaded all the same: going on silently with another cache than the one asked for would ignore the setting.
+        // Creating a context on our device fails with this line.
+        MIXED_KV_LOG(ERROR, "%s", loaded().refusal.c_str());
+    }
+    return registration();
+}

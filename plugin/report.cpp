@@ -1,0 +1,227 @@
+#include "report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "api.h"
+#include "kv_buffer.h"
+#include "log.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+// A later window of lines would grow without bound in a server that creates contexts all day.
+constexpr std::size_t kMaxReport = 64 * 1024;
+
+double mib(double bytes) { return bytes / (1024.0 * 1024.0); }
+
+// Expected bits per value of a tensor at full length: one sequence per stream keeps its window (plus, on
+// average, half a page that has not left it whole) and its sinks in FP16; overlay rows come on top of their block.
+double bits_at_full_length(const KvEntry& entry, const HeadShape& shape, const Settings& settings) {
+    const bool mixed = entry.mixed() && entry.expected_pin.empty();
+    const ColdFormat* format = mixed ? entry.tensor->config().format : nullptr;
+    if (format == nullptr) return 16.0;
+    const double cells = double(entry.n_cells);
+    const double hot = std::min(cells, settings.window + kPageTokens / 2.0);
+    const double sinks = std::min(cells - hot, double(settings.sinks));
+    const double cold_bits = format->bits_per_value(entry.role, shape.head_dim);
+    return (16.0 * (hot + sinks) + cold_bits * (cells - hot)) / cells;
+}
+
+void copy_text(char* out, std::size_t size, std::string_view text) {
+    const std::size_t n = std::min(text.size(), size - 1);
+    std::memcpy(out, text.data(), n);
+    out[n] = '\0';
+}
+
+}  // namespace
+
+Report& Report::instance() {
+    static Report* report = new Report;  // never destroyed: buffers may outlive static destruction
+    return *report;
+}
+
+void Report::add(KvBuffer* buffer) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    buffers_.push_back(buffer);
+    announce_pending_ = true;
+}
+
+void Report::remove(KvBuffer* buffer) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    buffers_.erase(std::remove(buffers_.begin(), buffers_.end(), buffer), buffers_.end());
+    for (auto& entry : buffer->entries()) {
+        if (entry->tensor == nullptr) continue;
+        retired_freezes_ += entry->tensor->counters().freezes;
+        retired_reencodes_ += entry->tensor->counters().reencodes;
+        retired_promotions_ += entry->tensor->counters().promotions;
+    }
+}
+
+void Report::say(bool warning, const std::string& line) {
+    if (warning) {
+        MIXED_KV_LOG(WARN, "%s", line.c_str());
+    } else {
+        MIXED_KV_LOG(INFO, "%s", line.c_str());
+    }
+    static std::mutex lines_mutex;
+    std::lock_guard<std::mutex> lock(lines_mutex);
+    lines_ += line + '\n';
+    if (lines_.size() > kMaxReport) lines_.erase(0, lines_.find('\n', lines_.size() - kMaxReport) + 1);
+}
+
+mixed_kv_counters Report::counters() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    mixed_kv_counters c{};
+    c.freezes = retired_freezes_;
+    c.reencodes = retired_reencodes_;
+    c.promotions = retired_promotions_;
+    c.pins = pins_;
+    c.graphs = graphs_;
+    c.native_ops = native_ops_;
+    c.delegated_ops = delegated_ops_;
+    for (KvBuffer* buffer : buffers_) {
+        std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);
+        if (buffer->entries().empty()) continue;
+        ++c.n_caches;
+        c.arena_resident_bytes += buffer->arena().bytes_resident();
+        c.bookkeeping_bytes += buffer->tracker_bytes();
+        for (auto& entry : buffer->entries()) {
+            c.f16_bytes_declared += entry->size_bytes();
+            if (entry->tensor == nullptr) {
+                ++c.n_tensors_plain;
+                continue;
+            }
+            ++(entry->mixed() ? c.n_tensors_mixed : c.n_tensors_pinned);
+            const KvTensor::Memory m = entry->tensor->memory();
+            c.hot_bytes += m.hot;
+            c.cold_bytes += m.cold;
+            c.overlay_bytes += m.overlay;
+            c.pinned_bytes += m.pinned;
+            c.bookkeeping_bytes += m.bookkeeping;
+            c.rows_written += std::uint64_t(m.rows_written);
+            c.f16_bytes_written += std::uint64_t(m.rows_written) * entry->row_bytes;
+            c.values_written += std::uint64_t(m.rows_written) * entry->row_bytes / sizeof(fp16_t);
+            c.freezes += entry->tensor->counters().freezes;
+            c.reencodes += entry->tensor->counters().reencodes;
+            c.promotions += entry->tensor->counters().promotions;
+        }
+    }
+    return c;
+}
+
+std::string Report::lines() {
+    announce_all(true);
+    std::lock_guard<std::mutex> lock(mutex_);
+    return lines_;
+}
+
+std::vector<mixed_kv_tensor_info> Report::tensors() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<mixed_kv_tensor_info> result;
+    for (KvBuffer* buffer : buffers_) {
+        std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);
+        for (auto& entry : buffer->entries()) result.push_back(describe_entry(*entry));
+    }
+    return result;
+}
+
+std::vector<mixed_kv_range> Report::ranges() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<mixed_kv_range> result;
+    for (KvBuffer* buffer : buffers_) {
+        std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);
+        if (buffer->entries().empty()) continue;
+        result.push_back({buffer->base(), buffer->base() + buffer->size()});
+        for (const auto& [begin, end] : buffer->arena().mappings()) result.push_back({begin, end});
+    }
+    return result;
+}
+
+void Report::announce_all(bool force) {
+    if (!announce_pending_.load(std::memory_order_relaxed)) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    bool all = true;
+    for (KvBuffer* buffer : buffers_) {
+        std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);
+        all = buffer->announce(force) && all;
+    }
+    if (all) announce_pending_ = false;
+}
+
+mixed_kv_tensor_info describe_entry(const KvEntry& entry) {
+    mixed_kv_tensor_info info{};
+    copy_text(info.name, sizeof info.name, entry.name);
+    copy_text(info.reason, sizeof info.reason, entry.reason);
+    info.is_value = entry.role == KvRole::value;
+    info.mixed = entry.mixed();
+    info.n_cells = entry.n_cells;
+    info.n_stream = entry.n_stream;
+    const bool known = entry.tensor != nullptr && entry.tensor->head_shape_known();
+    const HeadShape shape = known ? entry.tensor->layout().shape : entry.offered;
+    info.n_head = shape.n_head;
+    info.head_dim = shape.head_dim;
+    const ColdFormat* format = entry.mixed() ? entry.tensor->config().format : nullptr;
+    copy_text(info.format, sizeof info.format, format_name(format));
+    if (format != nullptr && shape.head_dim > 0) info.block_bytes = format->block_bytes(entry.role, shape.head_dim);
+    if (entry.tensor != nullptr) {
+        const KvTensor::Memory m = entry.tensor->memory();
+        info.hot_bytes = m.hot;
+        info.cold_bytes = m.cold;
+        info.overlay_bytes = m.overlay;
+        info.pinned_bytes = m.pinned;
+    }
+    return info;
+}
+
+std::string KvBuffer::describe() const {
+    int mixed = 0, exact = 0, plain = 0;
+    double f16_bytes = 0, bytes = 0;
+    std::int64_t n_cells = 0;
+    int n_stream = 0;
+    for (const auto& entry : entries_) {
+        n_cells = std::max(n_cells, entry->n_cells);
+        n_stream = std::max(n_stream, entry->n_stream);
+        const HeadShape shape = entry->offered.n_head > 0 ? entry->offered : HeadShape{1, int(entry->row_bytes / 2)};
+        const double bits = bits_at_full_length(*entry, shape, settings_);
+        f16_bytes += double(entry->size_bytes());
+        bytes += double(entry->size_bytes()) * bits / 16.0;
+        const bool ours = entry->mixed() && entry->expected_pin.empty();
+        ++(!ours ? plain : entry->tensor->config().format == nullptr ? exact : mixed);
+    }
+    std::string rest;
+    if (exact > 0) rest += ", " + std::to_string(exact) + " in exact f16";
+    if (plain > 0) rest += ", " + std::to_string(plain) + " in plain memory";
+    char line[512];
+    std::snprintf(line, sizeof line,
+                  "cache of %lld cells x %d stream%s: %d of %zu K/V tensors mixed%s, window %d and %d sinks per sequence "
+                  "in FP16, K %s, V %s, %.2f bits per value at full length, %.1f MiB (F16: %.1f MiB)",
+                  static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed, entries_.size(),
+                  rest.c_str(), settings_.window, settings_.sinks,
+                  std::string(format_name(settings_.key_format)).c_str(),
+                  std::string(format_name(settings_.value_format)).c_str(),
+                  f16_bytes > 0 ? 16.0 * bytes / f16_bytes : 0.0, mib(bytes), mib(f16_bytes));
+    return line;
+}
+
+bool KvBuffer::announce(bool force) {
+    if (announced_ || entries_.empty()) return true;
+    const auto known = [](const auto& e) { return !e->mixed() || e->offered.n_head > 0 || !e->expected_pin.empty(); };
+    if (!force && !std::all_of(entries_.begin(), entries_.end(), known)) return false;
+    announced_ = true;
+    // One line for the first tensor of each reason; the tools list them all.
+    std::vector<std::string> said;
+    for (const auto& entry : entries_) {
+        const std::string& reason = entry->reason.empty() ? entry->expected_pin : entry->reason;
+        if (reason.empty() || std::find(said.begin(), said.end(), reason) != said.end()) continue;
+        said.push_back(reason);
+        Report::instance().say(true, "not in effect for " + entry->name + " and its like: " + reason);
+    }
+    pin_reasons_.insert(pin_reasons_.end(), said.begin(), said.end());
+    const auto stays_mixed = [](const auto& e) { return e->mixed() && e->expected_pin.empty(); };
+    if (std::any_of(entries_.begin(), entries_.end(), stays_mixed)) Report::instance().say(false, describe());
+    return true;
+}
+
+}  // namespace mixed_kv::plugin

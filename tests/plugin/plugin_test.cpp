@@ -1,0 +1,69 @@
+#include "plugin_test.h"
+
+#include <ggml-backend.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "random_model.h"
+
+namespace mixed_kv::test {
+
+const mixed_kv_api& plugin_api() {
+    load_backends();
+    ggml_backend_reg_t reg = ggml_backend_reg_by_name(MIXED_KV_REG_NAME);
+    if (reg == nullptr) throw std::runtime_error("the plugin is not loaded");
+    const auto get = reinterpret_cast<mixed_kv_get_api_t>(ggml_backend_reg_get_proc_address(reg, "mixed_kv_get_api"));
+    const mixed_kv_api* api = get == nullptr ? nullptr : get(MIXED_KV_API_VERSION);
+    if (api == nullptr) throw std::runtime_error("the plugin speaks another version of its interface");
+    return *api;
+}
+
+const std::string& small_model() {
+    struct File {
+        std::string path = "/tmp/mixed-kv-test-" + std::to_string(getpid()) + ".gguf";
+        File() { write_random_model(random_model_spec("llama"), path); }
+        ~File() { std::remove(path.c_str()); }
+    };
+    static const File file;
+    return file.path;
+}
+
+int TensorPages::cell(std::int64_t index) const {
+    const PageCopy& page = pages.at(std::size_t(index / 64));
+    const std::uint64_t bit = std::uint64_t(1) << (index % 64);
+    if ((page.written & bit) == 0) return MIXED_KV_CELL_EMPTY;
+    if (page.state == MIXED_KV_CELL_COLD && (page.overlay & bit) != 0) return MIXED_KV_CELL_OVERLAY;
+    return page.state;
+}
+
+void PageRecorder::record(const ggml_tensor* view) {
+    const mixed_kv_api& api = plugin_api();
+    mixed_kv_tensor_info info;
+    if (api.tensor_info(view, &info) == 0) return;
+    TensorPages& tensor = tensors[info.name];
+    tensor.info = info;
+    tensor.pages.clear();
+    mixed_kv_page page;
+    for (std::int64_t i = 0; api.page(view, 0, i, &page) != 0; ++i) {
+        PageCopy copy{page.state, page.written, page.overlay, {}};
+        if (page.state == MIXED_KV_CELL_COLD) {
+            const auto* bytes = static_cast<const std::byte*>(page.data);
+            copy.block.assign(bytes, bytes + info.block_bytes * std::size_t(info.n_head));
+        }
+        tensor.pages.push_back(std::move(copy));
+    }
+}
+
+bool PageRecorder::callback(ggml_tensor* node, bool ask, void* data) {
+    auto* recorder = static_cast<PageRecorder*>(data);
+    if (!recorder->enabled || node->op != GGML_OP_FLASH_ATTN_EXT) return false;
+    if (ask) return true;
+    recorder->record(node->src[1]);
+    recorder->record(node->src[2]);
+    return true;
+}
+
+}  // namespace mixed_kv::test

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "llama_driver.h"
+#include "mixed_kv_api.h"
+
+namespace mixed_kv::test {
+
+// The plugin's own interface; fails the test when it is not loaded.
+const mixed_kv_api& plugin_api();
+
+// A small random llama (GQA 4, head_dim 64), written once per process, removed at its end.
+const std::string& small_model();
+
+// Copies of the pages of every K and V tensor, taken while an attention node has just run.
+struct PageCopy {
+    int state = 0;
+    std::uint64_t written = 0, overlay = 0;
+    std::vector<std::byte> block;  // cold only: every head's block
+};
+struct TensorPages {
+    mixed_kv_tensor_info info;
+    std::vector<PageCopy> pages;  // of stream 0
+    // Storage of one cell: MIXED_KV_CELL_*.
+    int cell(std::int64_t index) const;
+};
+
+// Records the pages of every cache tensor at the latest graph. Hand callback and this to ContextOptions.
+class PageRecorder {
+  public:
+    static bool callback(ggml_tensor* node, bool ask, void* recorder);
+    std::map<std::string, TensorPages> tensors;  // by name as created
+    bool enabled = true;
+
+  private:
+    void record(const ggml_tensor* view);
+};
+
+}  // namespace mixed_kv::test
