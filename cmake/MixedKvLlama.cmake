@@ -143,6 +143,23 @@ int main() { std::printf("%s\n%s\n", ggml_version(), ggml_commit()); }
     set(MIXED_KV_GGML_COMMIT "${_ggml_commit}" CACHE INTERNAL "ggml_commit() of the linked libggml-base")
     set(MIXED_KV_GGML_IDENTITY "${_ggml_identity}" CACHE INTERNAL "the libggml-base that was asked")
 endif()
+
+# Headers of another version compile and then crash: private structs change from release to release.
+if(EXISTS "${_ggml_private_dir}/../CMakeLists.txt")
+    set(_source_version)
+    file(STRINGS "${_ggml_private_dir}/../CMakeLists.txt" _version_lines REGEX "^set\\(GGML_VERSION_(MAJOR|MINOR|PATCH) ")
+    foreach(_line IN LISTS _version_lines)
+        string(REGEX MATCH "[0-9]+" _number "${_line}")
+        list(APPEND _source_version "${_number}")
+    endforeach()
+    list(JOIN _source_version "." _source_version)
+    string(REGEX MATCH "^[0-9.]+" _library_version "${MIXED_KV_GGML_VERSION}")
+    if(_source_version AND NOT _source_version VERSION_EQUAL _library_version)
+        message(FATAL_ERROR "llama.cpp's libraries in ${MIXED_KV_LLAMA_LIB_DIR} are ggml ${MIXED_KV_GGML_VERSION}, "
+                            "the headers in ${_ggml_private_dir} are ggml ${_source_version}: both must be one version")
+    endif()
+endif()
+
 set_property(TARGET llama_cpp::headers APPEND PROPERTY INTERFACE_COMPILE_DEFINITIONS
     "MIXED_KV_GGML_VERSION=\"${MIXED_KV_GGML_VERSION}\""
     "MIXED_KV_GGML_COMMIT=\"${MIXED_KV_GGML_COMMIT}\""
