@@ -77,7 +77,7 @@ TEST(ColdFormats, PlanesHoldEachCodeOnce) {
                 }
                 ASSERT_EQ(hits, 1) << format.name << " bit " << bit;
                 block[bit / 8] = std::byte{0};
-                bit += 6;  // a sample of all bit positions
+                bit += 52;  // a sample of all bit positions
             }
             for (const int sum : seen) {
                 ASSERT_LT(sum, 1 << format.code_bits);

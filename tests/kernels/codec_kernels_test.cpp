@@ -118,7 +118,7 @@ TEST_P(CodecKernels, NotFiniteCountedRowsAreRefused) {
 
 TEST_P(CodecKernels, RotatedRowsBeyondBinary16AreRefused) {
     const std::vector<std::uint16_t> rows(std::size_t(kPageTokens) * 64,
-                                          0x7bff);  // 65504 * sqrt(64) in channel 0
+                                          0xfbff);  // -65504 * sqrt(64) in channel 0
     for (int index = 0; index < int(cold_formats().size()); ++index) {
         const Guarded<std::byte> block(cold_formats()[index].block_bytes(KvRole::value, 64));
         const kernels::EncodeArgs args{rows.data(), 64, 64, ~std::uint64_t{0}, block.data()};
