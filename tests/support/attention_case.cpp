@@ -184,9 +184,17 @@ std::vector<float> AttentionCase::run(FlashDecode& decode, const AttentionArgs& 
     return out;
 }
 
+std::vector<float> AttentionCase::run(const kernels::KernelSet& set, const AttentionArgs& a) {
+    FlashDecode decode(set);
+    return run(decode, a, 1, Threading::one_caller);
+}
+
 const reference::AttentionOutputs& AttentionCase::reference() {
-    if (reference_) return *reference_;
-    const AttentionArgs a = args();
+    if (!reference_) reference_ = std::make_unique<reference::AttentionOutputs>(reference_of(args()));
+    return *reference_;
+}
+
+reference::AttentionOutputs AttentionCase::reference_of(const AttentionArgs& a) {
     reference::AttentionInputs in;
     in.n_stream = a.n_stream;
     in.n_q = a.n_q;
@@ -206,7 +214,6 @@ const reference::AttentionOutputs& AttentionCase::reference() {
         int stream = -1, head = -1;
         std::vector<double> rows;
     } k_head, v_head;
-    value_range_ = 0.0;
     const auto row_of = [&](Head& cache, const PageTable* tables, int stream, std::int64_t row, int head) {
         const PageTable& table = tables[stream];
         if (cache.stream != stream || cache.head != head) {
@@ -230,8 +237,7 @@ const reference::AttentionOutputs& AttentionCase::reference() {
     in.max_bias = double(a.max_bias);
     in.logit_softcap = double(a.logit_softcap);
     in.sinks = a.sinks;
-    reference_ = std::make_unique<reference::AttentionOutputs>(reference::attention(in));
-    return *reference_;
+    return reference::attention(in);
 }
 
 ErrorModel AttentionCase::error_model() {
@@ -245,7 +251,10 @@ ErrorModel AttentionCase::error_model() {
         }
         return false;
     };
-    return {spec_.head_dim_k, spec_.head_dim_v, spec_.n_kv, has_cold(k_.get()), has_cold(v_.get()), value_range_};
+    // Beyond the decode kernels' rows, and for values that are keys, pages are decoded to float.
+    const bool integers = spec_.n_q * (spec_.n_head / spec_.n_head_kv) <= kernels::kMaxDecodeRows;
+    return {spec_.head_dim_k, spec_.head_dim_v, spec_.n_kv, integers && has_cold(k_.get()),
+            integers && has_cold(v_.get()), has_cold(v_.get()), value_range_};
 }
 
 RowErrors AttentionCase::check(const std::vector<float>& out) {

@@ -70,8 +70,11 @@ class AttentionCase {
     std::vector<float> run(const kernels::KernelSet& set, int n_threads = 1,
                            Threading threading = Threading::one_caller);
     std::vector<float> run(FlashDecode& decode, const AttentionArgs& args, int n_threads, Threading threading);
+    // args() with changes.
+    std::vector<float> run(const kernels::KernelSet& set, const AttentionArgs& args);
 
-    const reference::AttentionOutputs& reference();
+    const reference::AttentionOutputs& reference();  // of args(), computed once
+    reference::AttentionOutputs reference_of(const AttentionArgs& args);
     ErrorModel error_model();
     // Compares with the reference, each row with its tolerance.
     RowErrors check(const std::vector<float>& out);
@@ -89,7 +92,7 @@ class AttentionCase {
     std::vector<float> out_;
     MaskView mask_view_;
     std::unique_ptr<reference::AttentionOutputs> reference_;
-    double value_range_ = -1.0;
+    double value_range_ = 0.0;
 };
 
 }  // namespace mixed_kv::test

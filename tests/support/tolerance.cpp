@@ -23,7 +23,8 @@ namespace mixed_kv::test {
 // Sums over up to 64 cells in a page, then over pages, in float: 2 (8 + sqrt(n_pages)) u of what is summed, which
 // is |o| where values agree and sqrt(sum p^2) max |v| where their signs differ. With cold values p * scale is rounded
 // to 16 bits of the page's largest: sqrt(64) * 0.29 * 0.58 / 2^15 = 4.1e-5 of the range times the page's largest p;
-// five standard deviations, and over pages the squares of p add up.
+// five standard deviations, and over pages the squares of p add up. Cold values are summed in the rotated basis, then
+// rotated back: log2(head_dim) roundings of sums of the same kind.
 double row_tolerance(const ErrorModel& model, const reference::RowMagnitudes& row) {
     constexpr double u = 0x1p-24;
     const double n_pages = double((model.n_kv + 63) / 64);
@@ -34,8 +35,9 @@ double row_tolerance(const ErrorModel& model, const reference::RowMagnitudes& ro
     if (model.integer_scores) logit_error += 0.5 * dim * 0x1p-15 * row.score_term;
     double tolerance = row.value * logit_error * (2.0 * row.p_norm + 0.1);
     tolerance += 2.0 * (8.0 + std::sqrt(n_pages)) * u * summed;
-    if (model.integer_values) {
-        tolerance += model.value_range * (2.1e-4 * row.p_norm + 2.0 * std::log2(double(model.head_dim_v)) * u);
+    if (model.integer_values) tolerance += 2.1e-4 * model.value_range * row.p_norm;
+    if (model.rotated_values) {
+        tolerance += 2.0 * std::log2(double(model.head_dim_v)) * u * (model.value_range * row.p_norm + row.output);
     }
     return tolerance;
 }

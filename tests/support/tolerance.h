@@ -16,8 +16,9 @@ struct ErrorModel {
     int head_dim_k = 0;
     int head_dim_v = 0;
     std::int64_t n_kv = 0;
-    bool integer_scores = false;  // some keys are cold: q is carried at 16 bits
-    bool integer_values = false;  // some values are cold: p is carried at 16 bits, sums are in the rotated basis
+    bool integer_scores = false;  // some keys are cold, and read by the decode kernels: q is carried at 16 bits
+    bool integer_values = false;  // the same for values: p is carried at 16 bits
+    bool rotated_values = false;  // some values are cold: they are summed in the rotated basis
     double value_range = 0.0;     // largest |v| of any cell, in the model's basis and in the rotated one
 };
 
