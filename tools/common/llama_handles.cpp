@@ -1,5 +1,7 @@
 #include "common/llama_handles.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -10,6 +12,7 @@
 
 #include "common/backends.h"
 #include "common/llama_log.h"
+#include "common/resident_memory.h"
 
 namespace mixed_kv::tools {
 
@@ -41,6 +44,22 @@ void check_model_file(const std::string& path) {
     }
 }
 
+// llama.cpp keeps about this much for every cell besides K and V (llama_kv_cells: position, extension, shift,
+// a bit per sequence), and writes all of it when a context is created. Asked for more than there is, it does
+// not fail: the kernel kills.
+constexpr std::uint64_t kHostBytesPerCell = 52;
+
+void check_context_fits(std::uint32_t n_ctx) {
+    const std::uint64_t needed = n_ctx * kHostBytesPerCell, available = available_memory_bytes();
+    if (needed > available) {
+        constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+        throw std::runtime_error(fmt::format(
+            "a context of {} tokens does not fit this machine: it takes more than {:.1f} GiB without any "
+            "row in it, {:.1f} are available",
+            n_ctx, static_cast<double>(needed) / kGib, static_cast<double>(available) / kGib));
+    }
+}
+
 template <typename Function>
 Function cpu_function(const char* name) {
     return reinterpret_cast<Function>(cpu_backend_function(name));
@@ -68,6 +87,7 @@ ModelHandle load_model(const ModelOptions& options) {
 }
 
 Context::Context(llama_model* model, const ContextOptions& options) {
+    check_context_fits(options.n_ctx);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = options.n_ctx;
     params.n_batch = options.n_batch;

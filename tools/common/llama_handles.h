@@ -53,7 +53,8 @@ struct ContextOptions {
 // A context with its thread pools.
 class Context {
   public:
-    // Throws std::runtime_error with what llama.cpp said.
+    // Throws std::runtime_error with what llama.cpp said, or when n_ctx is beyond what this machine could
+    // ever hold.
     Context(llama_model* model, const ContextOptions& options);
     ~Context();
     Context(const Context&) = delete;

@@ -58,9 +58,7 @@ void capture_log(LogDisplay display) {
     llama_log_set(on_log, nullptr);
 }
 
-void set_log_display(LogDisplay display) {
-    process_log().display = display;
-}
+void set_log_display(LogDisplay display) { process_log().display = display; }
 
 std::vector<std::string> take_logged_errors() {
     Log& log = process_log();

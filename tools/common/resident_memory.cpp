@@ -55,15 +55,16 @@ std::uint64_t resident_page_bytes(const AddressRange& range) {
     return resident;
 }
 
-std::uint64_t status_bytes(const char* format) {
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);) {
+// A line of a file in /proc, like "VmRSS:   1234 kB".
+std::uint64_t proc_bytes(const char* path, const char* format) {
+    std::ifstream file(path);
+    for (std::string line; std::getline(file, line);) {
         unsigned long long kib = 0;
         if (std::sscanf(line.c_str(), format, &kib) == 1) {
             return std::uint64_t{kib} * 1024;
         }
     }
-    throw std::runtime_error("cannot read the memory use from /proc/self/status");
+    throw std::runtime_error(std::string("cannot read the memory use from ") + path);
 }
 
 }  // namespace
@@ -104,12 +105,10 @@ std::uint64_t resident_bytes(std::vector<AddressRange> ranges) {
     return bytes;
 }
 
-std::uint64_t process_resident_bytes() {
-    return status_bytes("VmRSS: %llu kB");
-}
+std::uint64_t available_memory_bytes() { return proc_bytes("/proc/meminfo", "MemAvailable: %llu kB"); }
 
-std::uint64_t process_peak_resident_bytes() {
-    return status_bytes("VmHWM: %llu kB");
-}
+std::uint64_t process_resident_bytes() { return proc_bytes("/proc/self/status", "VmRSS: %llu kB"); }
+
+std::uint64_t process_peak_resident_bytes() { return proc_bytes("/proc/self/status", "VmHWM: %llu kB"); }
 
 }  // namespace mixed_kv::tools

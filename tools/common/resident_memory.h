@@ -18,6 +18,9 @@ struct AddressRange {
 // be read.
 std::uint64_t resident_bytes(std::vector<AddressRange> ranges);
 
+// MemAvailable: what programs can still have without swapping, as the kernel estimates it.
+std::uint64_t available_memory_bytes();
+
 // VmRSS and VmHWM of this process, bytes.
 std::uint64_t process_resident_bytes();
 std::uint64_t process_peak_resident_bytes();

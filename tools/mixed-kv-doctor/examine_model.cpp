@@ -11,9 +11,7 @@ namespace mixed_kv::tools {
 
 namespace {
 
-std::string mebibytes(double bytes) {
-    return fmt::format("{:.1f} MiB", bytes / (1024.0 * 1024.0));
-}
+std::string mebibytes(double bytes) { return fmt::format("{:.1f} MiB", bytes / (1024.0 * 1024.0)); }
 
 // Of a tensor whose pages are all cold.
 std::uint64_t cold_bytes(const mixed_kv_tensor_info& tensor) {

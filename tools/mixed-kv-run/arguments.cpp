@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <random>
 
 #include "common/command_line.h"
@@ -65,7 +66,7 @@ std::optional<RunArguments> parse_run_arguments(int argc, char** argv) {
     app.add_option("-f,--file", prompt_file, "File with the text to continue")->type_name("FILE");
     app.add_option("-n,--predict", run.n_predict, "Tokens to generate")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
     app.add_option("-c,--ctx-size", run.n_ctx,
                    "Context in tokens; 0: as long as the model was trained for (default: that, at most 4096)")
         ->type_name("N");

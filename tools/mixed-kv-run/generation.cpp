@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <fstream>
 #include <stdexcept>
 
 #include "common/host_kv_tensors.h"
@@ -20,17 +18,6 @@ constexpr std::uint32_t kDefaultContext = 4096;
 
 double now_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-std::uint64_t available_memory_bytes() {
-    std::ifstream meminfo("/proc/meminfo");
-    for (std::string line; std::getline(meminfo, line);) {
-        unsigned long long kib = 0;
-        if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kib) == 1) {
-            return std::uint64_t{kib} * 1024;
-        }
-    }
-    return 0;
 }
 
 void check_model_kind(const llama_model* model, const std::string& path) {
@@ -148,6 +135,7 @@ void measure_memory(const RunInput& input, const HostKvTensors& host, RunResult&
         result.kv_bytes = input.plugin->resident_cache_bytes() + counters.bookkeeping_bytes;
         result.values = counters.values_written;
         result.kv_bytes_f16 = counters.f16_bytes_written;
+        result.f16_bytes_declared = counters.f16_bytes_declared;
     }
     result.kv_bytes += resident_bytes(host.row_ranges(result.n_live_rows));
     result.values += host.row_values(result.n_live_rows);

@@ -30,6 +30,7 @@ struct RunResult {
     std::uint64_t values = 0;                // elements of the live rows
     std::optional<std::uint64_t> kv_bytes_f16;  // what llama.cpp's F16 cache keeps resident for the same rows
     bool kv_bytes_f16_measured = false;         // else it follows from the shapes
+    std::uint64_t f16_bytes_declared = 0;       // what llama.cpp's F16 cache allocates for the whole context
 
     double prompt_speed() const { return prompt_seconds > 0 ? n_prompt / prompt_seconds : 0; }
     double generation_speed() const { return generation_seconds > 0 ? n_decoded / generation_seconds : 0; }

@@ -9,6 +9,7 @@
 #include "common/backends.h"
 #include "common/command_line.h"
 #include "common/llama_log.h"
+#include "common/resident_memory.h"
 #include "mixed-kv-run/arguments.h"
 #include "mixed-kv-run/generation.h"
 #include "mixed-kv-run/output.h"
@@ -37,7 +38,7 @@ RunEvents make_events(const RunArguments& arguments) {
     const bool in_place = isatty(STDERR_FILENO) == 1 && !arguments.verbose;
     events.on_cache_created = [&arguments](const std::vector<std::string>& lines) {
         for (const std::string& line : lines) {
-            fmt::print(stderr, "{}\n", line);
+            fmt::print(stderr, "mixed-kv: {}\n", line);
         }
         // Errors that llama.cpp lived with.
         if (!arguments.verbose) {
@@ -107,6 +108,11 @@ int run(int argc, char** argv) {
     std::optional<RunResult> f16;
     if (arguments.compare) {
         announce(arguments, "llama.cpp's F16 cache");
+        if (result.f16_bytes_declared > available_memory_bytes()) {
+            throw std::runtime_error(
+                fmt::format("--compare: the F16 cache of {} tokens takes {} MiB, {} are available",
+                            result.n_ctx, result.f16_bytes_declared >> 20, available_memory_bytes() >> 20));
+        }
         RunArguments plain = arguments;
         plain.context.type_k = plain.context.type_v = GGML_TYPE_F16;
         std::uint64_t bytes = 0;

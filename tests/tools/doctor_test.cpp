@@ -1,0 +1,105 @@
+#include <gtest/gtest.h>
+
+#include "command.h"
+
+namespace mixed_kv::test {
+
+namespace {
+
+CommandResult doctor(const std::vector<std::string>& arguments = {}, const Environment& environment = {}) {
+    return run_tool("mixed-kv-doctor", arguments, environment);
+}
+
+TEST(Doctor, HealthyInstallation) {
+    const CommandResult result = doctor();
+    EXPECT_EQ(result.exit_status, 0) << result.out << result.err;
+    for (const char* part : {"llama.cpp", "ggml", "plugin", "MixedKV", "IGPU",
+                             "kernels:", "GGML_MIXED_KV_WINDOW", "default", "all is well"}) {
+        EXPECT_NE(result.out.find(part), std::string::npos) << part << " is not in: " << result.out;
+    }
+}
+
+TEST(Doctor, JsonHasTheFacts) {
+    const CommandResult result = doctor({"--json"}, {{"GGML_MIXED_KV_WINDOW", "32"}});
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_TRUE(json.at("healthy").get<bool>());
+    EXPECT_TRUE(json.at("plugin").at("loaded").get<bool>());
+    EXPECT_TRUE(json.at("plugin").at("matches").get<bool>());
+    EXPECT_EQ(json.at("plugin").at("built_for_version"), json.at("llama_cpp").at("ggml_version"));
+    EXPECT_EQ(json.at("settings").at("GGML_MIXED_KV_WINDOW").at("value"), "32");
+    EXPECT_TRUE(json.at("settings").at("GGML_MIXED_KV_WINDOW").at("set").get<bool>());
+    EXPECT_FALSE(json.at("settings").at("GGML_MIXED_KV_K").at("set").get<bool>());
+    EXPECT_NE(json.at("cpu").at("isa"), "none");
+}
+
+TEST(Doctor, SaysWhatAModelWouldGet) {
+    const CommandResult result = doctor({"--json", "-m", random_model(), "-c", "1024"});
+    EXPECT_EQ(result.exit_status, 0) << result.out << result.err;
+    const nlohmann::json model = result.json().at("model");
+    EXPECT_TRUE(model.at("active").get<bool>());
+    EXPECT_EQ(model.at("n_ctx"), 1024);
+    EXPECT_EQ(model.at("tensors").size(), 2 * model.at("n_layer").get<std::size_t>());
+    EXPECT_LT(model.at("cold_bytes_full"), model.at("f16_bytes"));
+    EXPECT_FALSE(model.at("report").empty());
+
+    const CommandResult text = doctor({"-m", random_model(), "-c", "1024"});
+    EXPECT_NE(text.out.find("mixed"), std::string::npos);
+}
+
+TEST(Doctor, SaysWhyAModelWouldGetNothing) {
+    const CommandResult result =
+        doctor({"--json", "-m", random_model(), "-c", "1024", "-ctk", "q8_0", "-ctv", "q8_0"});
+    EXPECT_EQ(result.exit_status, 1);
+    const nlohmann::json json = result.json();
+    EXPECT_FALSE(json.at("healthy").get<bool>());
+    EXPECT_FALSE(json.at("model").at("active").get<bool>());
+    EXPECT_FALSE(json.at("problems").empty());
+}
+
+struct Ailment {
+    std::string name;
+    Environment environment;
+    std::vector<std::string> arguments;
+    std::string says;
+};
+
+void PrintTo(const Ailment& ailment, std::ostream* out) { *out << ailment.name; }
+
+const Ailment kAilments[] = {
+    {"NoPluginFile", {{"GGML_BACKEND_PATH", "/no/plugin.so"}}, {}, "/no/plugin.so does not exist"},
+    {"NoLibrary", {{"GGML_BACKEND_PATH", "/etc/passwd"}}, {}, "cannot be loaded"},
+    {"NoBackend", {{"GGML_BACKEND_PATH", MIXED_KV_GGML_BASE_FILE}}, {}, "is no ggml backend"},
+    {"UnknownFormat", {{"GGML_MIXED_KV_V", "q77"}}, {}, "q77"},
+    {"MisspeltSetting", {{"GGML_MIXED_KV_WINDWO", "5"}}, {}, "GGML_MIXED_KV_WINDWO"},
+    {"UnknownIsa", {{"MIXED_KV_ISA", "mmx"}}, {}, "mmx"},
+    {"NoModel", {}, {"-m", "no/such/model.gguf"}, "no/such/model.gguf"},
+};
+
+class DoctorFinds : public testing::TestWithParam<Ailment> {};
+
+TEST_P(DoctorFinds, AilmentAndAdvice) {
+    const CommandResult result = doctor(GetParam().arguments, GetParam().environment);
+    EXPECT_EQ(result.exit_status, 1) << result.err;
+    EXPECT_NE(result.out.find(GetParam().says), std::string::npos) << result.out;
+    EXPECT_NE(result.out.find("what to do"), std::string::npos) << result.out;
+    std::vector<std::string> with_json = GetParam().arguments;
+    with_json.emplace_back("--json");
+    const nlohmann::json json = doctor(with_json, GetParam().environment).json();
+    EXPECT_FALSE(json.at("healthy").get<bool>());
+    EXPECT_FALSE(json.at("problems").empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, DoctorFinds, testing::ValuesIn(kAilments),
+                         [](const testing::TestParamInfo<Ailment>& info) { return info.param.name; });
+
+TEST(Doctor, UsageErrorsAreOneLine) {
+    const CommandResult result = doctor({"--frobnicate"});
+    EXPECT_EQ(result.exit_status, 2);
+    ASSERT_EQ(result.err_lines().size(), 1U) << result.err;
+    EXPECT_EQ(result.err_lines().front().rfind("mixed-kv-doctor: error: ", 0), 0U);
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::test
