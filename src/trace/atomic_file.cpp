@@ -82,17 +82,13 @@ int sync_fd(int fd) {
     return 0;
 }
 
-std::string error_text(int error) {
-    return std::generic_category().message(error);
-}
+std::string error_text(int error) { return std::generic_category().message(error); }
 
 std::filesystem::path folder_of(const std::filesystem::path& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
-std::string stem_of(const std::string& file_name) {
-    return "." + file_name.substr(0, kMaxStem) + ".";
-}
+std::string stem_of(const std::string& file_name) { return "." + file_name.substr(0, kMaxStem) + "."; }
 
 bool is_temp_of(std::string_view entry, const std::string& file_name) {
     const std::string stem = stem_of(file_name);
@@ -134,9 +130,7 @@ AtomicFile::AtomicFile(const std::filesystem::path& target, uint64_t expected_by
     }
 }
 
-AtomicFile::~AtomicFile() {
-    close_all();
-}
+AtomicFile::~AtomicFile() { close_all(); }
 
 void AtomicFile::close_all() noexcept {
     if (!temp_name_.empty()) {
@@ -318,9 +312,7 @@ ScratchFile::ScratchFile(const std::filesystem::path& near) : name_(near.string(
     }
 }
 
-ScratchFile::~ScratchFile() {
-    ::close(fd_);
-}
+ScratchFile::~ScratchFile() { ::close(fd_); }
 
 void ScratchFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
     if (const int error = write_all(fd_, offset, bytes)) {

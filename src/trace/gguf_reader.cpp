@@ -57,9 +57,7 @@ GgufReader::GgufReader(std::unique_ptr<ByteSource> source, const GgufLimits& lim
     check_data_layout(cursor);
 }
 
-void GgufReader::fail(const std::string& what) const {
-    throw Error(file_name() + ": " + what);
-}
+void GgufReader::fail(const std::string& what) const { throw Error(file_name() + ": " + what); }
 
 uint64_t GgufReader::read_count(ByteCursor& cursor, const char* what, uint64_t limit,
                                 uint64_t bytes_each) const {
@@ -88,7 +86,7 @@ GgufReader::Name GgufReader::read_name(ByteCursor& cursor, const char* what, uin
     cursor.read(std::as_writable_bytes(std::span(names_).subspan(name.position, length)), what);
     // Readers that keep C strings would see another, perhaps duplicate name.
     if (view(name).find('\0') != std::string_view::npos) {
-        fail(cat(what, " ", quoted(view(name)), " at offset ", at, " holds a NUL character"));
+        fail(cat(what, " ", in_quotes(view(name)), " at offset ", at, " holds a NUL character"));
     }
     return name;
 }
@@ -97,7 +95,7 @@ void GgufReader::read_header(ByteCursor& cursor) {
     char magic[4] = {};
     cursor.read(std::as_writable_bytes(std::span(magic)), "magic");
     if (!std::equal(std::begin(magic), std::end(magic), std::begin(kGgufMagic))) {
-        fail(cat("not a GGUF file: it begins with ", quoted(std::string_view(magic, sizeof(magic)))));
+        fail(cat("not a GGUF file: it begins with ", in_quotes(std::string_view(magic, sizeof(magic)))));
     }
     version_ = cursor.read<uint32_t>("version");
     if (version_ != 0 && (version_ & 0xffff) == 0) {
@@ -117,7 +115,7 @@ void GgufReader::read_kv(ByteCursor& cursor) {
         const auto read_type = [&](const char* what) {
             const auto number = cursor.read<uint32_t>(what);
             if (number > static_cast<uint32_t>(GgufType::f64)) {
-                fail(cat("key ", quoted(view(kv.key)), ": unknown value type ", number));
+                fail(cat("key ", in_quotes(view(kv.key)), ": unknown value type ", number));
             }
             return static_cast<GgufType>(number);
         };
@@ -126,7 +124,7 @@ void GgufReader::read_kv(ByteCursor& cursor) {
             kv.is_array = true;
             kv.type = read_type("array value type");
             if (kv.type == GgufType::array) {
-                fail(cat("key ", quoted(view(kv.key)), ": arrays of arrays are not supported"));
+                fail(cat("key ", in_quotes(view(kv.key)), ": arrays of arrays are not supported"));
             }
             const uint64_t bytes_each = kv.type == GgufType::string ? 8 : gguf_value_bytes(kv.type);
             kv.count = read_count(cursor, "array length", limits_.max_array_values, bytes_each);
@@ -147,7 +145,7 @@ void GgufReader::read_values(ByteCursor& cursor, const Kv& kv) const {
     if (kv.type == GgufType::boolean && !kv.is_array) {
         const auto byte = cursor.read<uint8_t>("bool");
         if (byte > 1) {
-            fail(cat("key ", quoted(view(kv.key)), ": bool value ", int{byte}, " is neither 0 nor 1"));
+            fail(cat("key ", in_quotes(view(kv.key)), ": bool value ", int{byte}, " is neither 0 nor 1"));
         }
         return;
     }
@@ -172,7 +170,7 @@ void GgufReader::read_tensor_info(ByteCursor& cursor) {
     for (uint64_t i = 0; i < n_tensors_declared_; ++i) {
         Tensor tensor;
         tensor.name = read_name(cursor, "tensor name", kMaxTensorName);
-        const auto describe = [&] { return cat("tensor ", quoted(view(tensor.name))); };
+        const auto describe = [&] { return cat("tensor ", in_quotes(view(tensor.name))); };
         tensor.n_dims = cursor.read<uint32_t>("number of dimensions");
         if (tensor.n_dims > tensor.ne.size()) {
             fail(cat(describe(), ": ", tensor.n_dims, " dimensions, at most 4 are supported"));
@@ -223,7 +221,7 @@ void GgufReader::check_data_layout(const ByteCursor& cursor) {
         const Tensor& tensor = tensors_[i];
         // The padding after the last tensor counts too: ggml reads it.
         if (padded(tensor.offset + tensor.bytes) > data_bytes) {
-            fail(cat("truncated: tensor ", quoted(view(tensor.name)), " with ", tensor.bytes,
+            fail(cat("truncated: tensor ", in_quotes(view(tensor.name)), " with ", tensor.bytes,
                      " bytes at data offset ", tensor.offset, " ends beyond the data section of ", data_bytes,
                      " bytes"));
         }
@@ -237,7 +235,7 @@ void GgufReader::check_data_layout(const ByteCursor& cursor) {
         const Tensor& before = tensors_[by_offset[i - 1]];
         const Tensor& after = tensors_[by_offset[i]];
         if (before.offset + before.bytes > after.offset) {
-            fail(cat("tensors ", quoted(view(before.name)), " and ", quoted(view(after.name)),
+            fail(cat("tensors ", in_quotes(view(before.name)), " and ", in_quotes(view(after.name)),
                      " overlap at data offset ", after.offset));
         }
     }
@@ -258,7 +256,7 @@ std::vector<GgufReader::Hashed> GgufReader::index_names(const Entries& entries,
     for (size_t i = 1; i < index.size(); ++i) {
         const std::string_view here = view(entries[index[i].index].*name);
         if (index[i - 1].hash == index[i].hash && view(entries[index[i - 1].index].*name) == here) {
-            fail(cat("duplicate ", what, " ", quoted(here)));
+            fail(cat("duplicate ", what, " ", in_quotes(here)));
         }
     }
     return index;
@@ -275,11 +273,11 @@ std::optional<size_t> GgufReader::find_tensor(std::string_view name) const noexc
 const GgufReader::Kv& GgufReader::require_kv(std::string_view key, GgufType type, bool is_array) const {
     const std::optional<size_t> index = find_key(key);
     if (!index) {
-        fail(cat("key ", quoted(key), " is missing"));
+        fail(cat("key ", in_quotes(key), " is missing"));
     }
     const Kv& kv = kvs_[*index];
     if (kv.type != type || kv.is_array != is_array) {
-        fail(cat("key ", quoted(key), " is ", kv.is_array ? "an array of " : "", gguf_type_name(kv.type),
+        fail(cat("key ", in_quotes(key), " is ", kv.is_array ? "an array of " : "", gguf_type_name(kv.type),
                  ", not ", is_array ? "an array of " : "", gguf_type_name(type)));
     }
     return kv;
@@ -294,7 +292,7 @@ std::vector<std::string> GgufReader::read_strings(const Kv& kv) const {
         at += sizeof(length);
         // Opening checked every length, but the file may have been overwritten since.
         if (length > limits_.max_string_bytes || length > file_bytes() - at) {
-            fail(cat("key ", quoted(view(kv.key)), " changed while the file was open"));
+            fail(cat("key ", in_quotes(view(kv.key)), " changed while the file was open"));
         }
         std::string& text = strings.emplace_back(length, '\0');
         source_->read_at(at, std::as_writable_bytes(std::span(text)));
@@ -311,7 +309,7 @@ GgufTensor GgufReader::tensor(size_t index) const {
 GgufTensor GgufReader::require_tensor(std::string_view name) const {
     const std::optional<size_t> index = find_tensor(name);
     if (!index) {
-        fail(cat("tensor ", quoted(name), " is missing"));
+        fail(cat("tensor ", in_quotes(name), " is missing"));
     }
     return tensor(*index);
 }
@@ -321,11 +319,11 @@ GgufTensor GgufReader::require_tensor(std::string_view name, GgmlType type, cons
     const GgufTensor found = require_tensor(name);
     const GgmlTypeInfo& info = ggml_type_info(type);
     if (found.type != type || found.ne != ne) {
-        fail(cat("tensor ", quoted(name), " is ", ggml_type_info(found.type).name, " ", shape_text(found.ne),
-                 ", not ", info.name, " ", shape_text(ne)));
+        fail(cat("tensor ", in_quotes(name), " is ", ggml_type_info(found.type).name, " ",
+                 shape_text(found.ne), ", not ", info.name, " ", shape_text(ne)));
     }
     if (info.block_values != 1 || static_cast<size_t>(info.block_bytes) != value_bytes) {
-        fail(cat("tensor ", quoted(name), " of type ", info.name, " cannot be read as values of ",
+        fail(cat("tensor ", in_quotes(name), " of type ", info.name, " cannot be read as values of ",
                  value_bytes, " bytes"));
     }
     return found;
@@ -333,7 +331,7 @@ GgufTensor GgufReader::require_tensor(std::string_view name, GgmlType type, cons
 
 void GgufReader::read_bytes(const GgufTensor& tensor, uint64_t offset, std::span<std::byte> out) const {
     if (offset > tensor.bytes || out.size() > tensor.bytes - offset) {
-        fail(cat("tensor ", quoted(tensor.name), ": bytes ", offset, " to ", offset + out.size(),
+        fail(cat("tensor ", in_quotes(tensor.name), ": bytes ", offset, " to ", offset + out.size(),
                  " lie outside its ", tensor.bytes, " bytes"));
     }
     source_->read_at(tensor.offset + offset, out);

@@ -23,9 +23,7 @@ constexpr std::string_view kPaddingKey = "mixed_kv.padding";
 // Name length, a name as long as the schema's, n_dims, four dimensions, type, offset.
 constexpr uint64_t kTypicalInfoBytes = 8 + 28 + 4 + 4 * 8 + 4 + 8;
 
-constexpr uint64_t round_up(uint64_t n, uint64_t to) {
-    return (n + to - 1) / to * to;
-}
+constexpr uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 void put(std::vector<std::byte>& out, std::span<const std::byte> bytes) {
     out.insert(out.end(), bytes.begin(), bytes.end());
@@ -105,7 +103,7 @@ void GgufStreamWriter::set_raw(std::string_view key, GgufType type, std::span<co
         require(State::open, "setting a key");
     }
     if (key.empty() || key.size() > kMaxKey || key == kGgufAlignmentKey || key == kPaddingKey) {
-        throw Error(cat("cannot write '", file_.target_name(), "': key ", quoted(key), " is not allowed"));
+        throw Error(cat("cannot write '", file_.target_name(), "': key ", in_quotes(key), " is not allowed"));
     }
     std::vector<std::byte> stored;
     put_value(stored, type);
@@ -152,7 +150,7 @@ void GgufStreamWriter::begin_tensor(std::string_view name, GgmlType type, const 
     require(State::open, "beginning a tensor");
     guarded([&] {
         if (name.empty() || name.size() > kMaxTensorName || name.find('\0') != std::string_view::npos) {
-            throw Error(cat("cannot write '", file_.target_name(), "': tensor name ", quoted(name), " of ",
+            throw Error(cat("cannot write '", file_.target_name(), "': tensor name ", in_quotes(name), " of ",
                             name.size(), " bytes: 1 to ", kMaxTensorName, " bytes and no NUL are allowed"));
         }
         tensor_bytes_left_ = tensor_bytes(type, ne);
@@ -301,7 +299,7 @@ void GgufStreamWriter::check_names() {
         for (size_t j = i; j > 0 && entries[j - 1].hash == entries[i].hash; --j) {
             if (name_at(entries[j - 1].position) == name_at(entries[i].position)) {
                 throw Error(cat("cannot write '", file_.target_name(), "': two tensors are named ",
-                                quoted(name_at(entries[i].position))));
+                                in_quotes(name_at(entries[i].position))));
             }
         }
     }

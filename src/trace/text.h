@@ -16,7 +16,7 @@ std::string cat(const Parts&... parts) {
 
 // A name from an untrusted file, in quotes, safe to print on one line: control and non-ASCII bytes become
 // '?', and long names are cut.
-inline std::string quoted(std::string_view name) {
+inline std::string in_quotes(std::string_view name) {
     constexpr size_t kMaxShown = 80;
     std::string out = "'";
     for (const char c : name.substr(0, kMaxShown)) {

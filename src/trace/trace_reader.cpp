@@ -18,9 +18,7 @@ constexpr std::array<std::string_view, 19> kKinds = {
     "kqv_out", "q",       "k",     "v",     "k_quant",    "v_quant",    "mask", "sinks", "k_rows", "v_rows",
     "k_pages", "v_pages", "k_ids", "v_ids", "k_page_ids", "v_page_ids", "pos",  "meta",  "scalars"};
 
-bool in_step_order(RecordId a, RecordId b) {
-    return std::tie(a.step, a.layer) < std::tie(b.step, b.layer);
-}
+bool in_step_order(RecordId a, RecordId b) { return std::tie(a.step, a.layer) < std::tie(b.step, b.layer); }
 
 }  // namespace
 
@@ -36,7 +34,7 @@ TraceReader::TraceReader(GgufReader gguf) : gguf_(std::move(gguf)) {
     }
     const auto form = gguf_.get<std::string>(kKeyForm);
     if (form != "self-contained" && form != "compact") {
-        fail(cat("unknown trace form ", quoted(form)));
+        fail(cat("unknown trace form ", in_quotes(form)));
     }
     form_ = form == "compact" ? TraceForm::compact : TraceForm::self_contained;
     strings_ = gguf_.get_array<std::string>(kKeyStrings);
@@ -47,9 +45,7 @@ TraceReader::TraceReader(GgufReader gguf) : gguf_(std::move(gguf)) {
     }
 }
 
-void TraceReader::fail(const std::string& what) const {
-    throw Error(gguf_.file_name() + ": " + what);
-}
+void TraceReader::fail(const std::string& what) const { throw Error(gguf_.file_name() + ": " + what); }
 
 void TraceReader::read_names() {
     std::vector<RecordId> named;  // record of every tensor
@@ -58,7 +54,7 @@ void TraceReader::read_names() {
         const GgufTensor tensor = gguf_.tensor(i);
         const std::optional<ParsedName> name = parse_tensor_name(tensor.name);
         if (!name || std::find(kKinds.begin(), kKinds.end(), name->kind) == kKinds.end()) {
-            fail(cat("tensor ", quoted(tensor.name), " is no part of a trace"));
+            fail(cat("tensor ", in_quotes(tensor.name), " is no part of a trace"));
         }
         const RecordId id{name->layer, name->step};
         if (named.empty() || named.back() != id) {
@@ -72,7 +68,7 @@ void TraceReader::read_names() {
             std::vector<Slice>& slices = versions_[{std::string(name->kind), name->layer}];
             const int64_t first = slices.empty() ? 0 : slices.back().first_id + slices.back().count;
             if (tensor.ne[2] > INT32_MAX - first) {
-                fail(cat("tensor ", quoted(tensor.name), ": more than 2^31 versions of one layer's rows"));
+                fail(cat("tensor ", in_quotes(tensor.name), ": more than 2^31 versions of one layer's rows"));
             }
             const uint64_t before = slices.empty() ? 0 : slices.back().bytes_so_far;
             slices.push_back({first, tensor.ne[2], i, before + tensor.bytes});
@@ -271,7 +267,7 @@ void TraceReader::read_versions(const VersionKey& key, int64_t first_id, int64_t
         }
         if (tensor.type != out.type || tensor.ne[0] != out.ne[0] || tensor.ne[1] != out.ne[1] ||
             tensor.ne[3] != 1) {
-            fail(cat("tensor ", quoted(tensor.name), ": shape ", shape_text(tensor.ne),
+            fail(cat("tensor ", in_quotes(tensor.name), ": shape ", shape_text(tensor.ne),
                      " or its type differs from ", shape_text(out.ne), " of the record"));
         }
         const uint64_t each = tensor.bytes / static_cast<uint64_t>(slice->count);

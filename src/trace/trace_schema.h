@@ -193,10 +193,12 @@ enum Field : size_t {
     n_pos,
     pos_layer,  // whose pos- tensor holds the positions; -1: none
     pos_step,
-    k_cold = 24,  // kColdFields each
-    v_cold = 32,
-    views = 40,  // kViewFields each, in the order of View
 };
+// Where groups of fields begin; fields 18 to 23 are 0.
+inline constexpr size_t k_cold = 24;  // kColdFields
+inline constexpr size_t v_cold = 32;  // kColdFields
+inline constexpr size_t views = 40;   // kViewFields each, in the order of View
+
 enum Flag : int64_t { flag_v_is_view_of_k = 1, flag_v_transposed = 2, flag_no_sources = 4 };
 
 enum ColdField : size_t {

@@ -243,7 +243,7 @@ class Validator {
             return;
         }
         if (r_.cache != CacheKind::mixed) {
-            fail(name, cat("a standard cache has the cold format ", quoted(cold.format)));
+            fail(name, cat("a standard cache has the cold format ", in_quotes(cold.format)));
         }
         check_range("page_tokens", cold.page_tokens, 1, 1 << 20);
         check_range("block_bytes", cold.block_bytes, 1, kMaxDimension);
@@ -275,12 +275,8 @@ class Validator {
 
 }  // namespace
 
-void validate(const TraceRecord& record) {
-    Validator(record).check_all();
-}
+void validate(const TraceRecord& record) { Validator(record).check_all(); }
 
-void validate_dimensions(const TraceRecord& record) {
-    Validator(record).check_numbers();
-}
+void validate_dimensions(const TraceRecord& record) { Validator(record).check_numbers(); }
 
 }  // namespace mixed_kv::trace

@@ -115,7 +115,8 @@ class TraceWriter::Impl {
         GgufWriterOptions gguf;
         gguf.expected_bytes = options.expected_bytes;
         gguf.expected_tensors = options.expected_records * kTensorsPerRecord;
-        gguf.expected_kv_bytes = 16 * 1024;
+        // The string table: a dozen short names per layer. Room for long traces only; short ones stay short.
+        gguf.expected_kv_bytes = options.expected_records > 0 ? 16 * 1024 : 1024;
         gguf.temp = options.temp;
         return gguf;
     }
@@ -328,21 +329,11 @@ TraceWriter::TraceWriter(const std::filesystem::path& path, const TraceWriterOpt
 
 TraceWriter::~TraceWriter() = default;
 
-void TraceWriter::set_info(std::string_view name, std::string_view text) {
-    impl_->set_info(name, text);
-}
-void TraceWriter::append(const TraceRecord& record) {
-    impl_->append(record);
-}
-void TraceWriter::finish() {
-    impl_->finish();
-}
-uint64_t TraceWriter::n_records() const noexcept {
-    return impl_->n_records();
-}
-uint64_t TraceWriter::data_bytes() const noexcept {
-    return impl_->data_bytes();
-}
+void TraceWriter::set_info(std::string_view name, std::string_view text) { impl_->set_info(name, text); }
+void TraceWriter::append(const TraceRecord& record) { impl_->append(record); }
+void TraceWriter::finish() { impl_->finish(); }
+uint64_t TraceWriter::n_records() const noexcept { return impl_->n_records(); }
+uint64_t TraceWriter::data_bytes() const noexcept { return impl_->data_bytes(); }
 
 int64_t TraceEstimate::n_records() const {
     return ((n_prompt + n_ubatch - 1) / n_ubatch + n_decode) * n_layers;
