@@ -1,0 +1,155 @@
+// Matrix products, the Hadamard transform, conversions.
+
+#include "formats/block_layout.h"
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/simd.h"
+
+namespace mixed_kv::kernels::avx2 {
+namespace {
+
+// kRows x 16 (kFull) or kRows x n outputs, n <= 16, in registers over the whole k: 12 sums, 2 loads of b and
+// kRows broadcasts of a per step.
+template <int kRows, bool kFull>
+inline void gemm_tile(const GemmArgs& g, int i0, int j0, int n) noexcept {
+    const __m256i mask0 = lane_mask(n < 8 ? n : 8), mask1 = lane_mask(n > 8 ? n - 8 : 0);
+    const auto load = [](const float* p, __m256i mask) {
+        return kFull ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask);
+    };
+    __m256 sum[kRows][2];
+    for (int i = 0; i < kRows; ++i) {
+        sum[i][0] = sum[i][1] = _mm256_setzero_ps();
+        if (g.accumulate) {
+            const float* c = g.c + (i0 + i) * g.c_stride + j0;
+            sum[i][0] = load(c, mask0);
+            sum[i][1] = load(c + 8, mask1);
+        }
+    }
+    const float* a = g.a + i0 * g.a_stride;
+    const float* b = g.b + j0;
+    for (int k = 0; k < g.k; ++k, b += g.b_stride) {
+        const __m256 b0 = load(b, mask0), b1 = load(b + 8, mask1);
+        for (int i = 0; i < kRows; ++i) {
+            const __m256 x = _mm256_broadcast_ss(a + i * g.a_stride + k);
+            sum[i][0] = _mm256_fmadd_ps(x, b0, sum[i][0]);
+            sum[i][1] = _mm256_fmadd_ps(x, b1, sum[i][1]);
+        }
+    }
+    for (int i = 0; i < kRows; ++i) {
+        float* c = g.c + (i0 + i) * g.c_stride + j0;
+        if constexpr (kFull) {
+            _mm256_storeu_ps(c, sum[i][0]);
+            _mm256_storeu_ps(c + 8, sum[i][1]);
+        } else {
+            _mm256_maskstore_ps(c, mask0, sum[i][0]);
+            _mm256_maskstore_ps(c + 8, mask1, sum[i][1]);
+        }
+    }
+}
+
+template <int kRows>
+inline void gemm_rows(const GemmArgs& g, int i) noexcept {
+    int j = 0;
+    for (; j + 16 <= g.n; j += 16) {
+        gemm_tile<kRows, true>(g, i, j, 16);
+    }
+    if (j < g.n) {
+        gemm_tile<kRows, false>(g, i, j, g.n - j);
+    }
+}
+
+}  // namespace
+
+void gemm(const GemmArgs& g) noexcept {
+    int i = 0;
+    for (; i + 6 <= g.m; i += 6) {
+        gemm_rows<6>(g, i);
+    }
+    switch (g.m - i) {
+        case 5:
+            gemm_rows<5>(g, i);
+            break;
+        case 4:
+            gemm_rows<4>(g, i);
+            break;
+        case 3:
+            gemm_rows<3>(g, i);
+            break;
+        case 2:
+            gemm_rows<2>(g, i);
+            break;
+        case 1:
+            gemm_rows<1>(g, i);
+            break;
+        default:
+            break;
+    }
+}
+
+void scale(float* x, std::ptrdiff_t n, float factor) noexcept {
+    const __m256 f = _mm256_set1_ps(factor);
+    std::ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), f));
+    }
+    for (; i < n; ++i) {
+        x[i] *= factor;
+    }
+}
+
+// Butterflies at distance 1, 2, 4 inside vectors, then between vectors; the order of the sums is the scalar
+// one.
+void hadamard(float* x, int n, int size) noexcept {
+    if (size < 8) {
+        return;  // no rotation (sizes are 1 or at least 32)
+    }
+    const __m256 norm = _mm256_set1_ps(formats::hadamard_norm(size));
+    for (float* group = x; group < x + n; group += size) {
+        for (int i = 0; i < size; i += 8) {
+            __m256 v = _mm256_loadu_ps(group + i);
+            __m256 w = _mm256_permute_ps(v, 0xb1);
+            v = _mm256_blend_ps(_mm256_add_ps(v, w), _mm256_sub_ps(w, v), 0xaa);
+            w = _mm256_permute_ps(v, 0x4e);
+            v = _mm256_blend_ps(_mm256_add_ps(v, w), _mm256_sub_ps(w, v), 0xcc);
+            w = _mm256_permute2f128_ps(v, v, 0x01);
+            v = _mm256_blend_ps(_mm256_add_ps(v, w), _mm256_sub_ps(w, v), 0xf0);
+            _mm256_storeu_ps(group + i, v);
+        }
+        for (int h = 8; h < size; h *= 2) {
+            const bool last = h * 2 == size;
+            for (int i = 0; i < size; i += 2 * h) {
+                for (int j = i; j < i + h; j += 8) {
+                    const __m256 a = _mm256_loadu_ps(group + j), b = _mm256_loadu_ps(group + j + h);
+                    const __m256 sum = _mm256_add_ps(a, b), difference = _mm256_sub_ps(a, b);
+                    _mm256_storeu_ps(group + j, last ? _mm256_mul_ps(sum, norm) : sum);
+                    _mm256_storeu_ps(group + j + h, last ? _mm256_mul_ps(difference, norm) : difference);
+                }
+            }
+        }
+    }
+}
+
+void fp32_to_fp16(const float* in, std::uint16_t* out, std::ptrdiff_t n) noexcept {
+    std::ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), to_halves(_mm256_loadu_ps(in + i)));
+    }
+    if (i < n) {
+        alignas(16) std::uint16_t buffer[8];
+        const __m256 x = _mm256_maskload_ps(in + i, lane_mask(static_cast<int>(n - i)));
+        _mm_store_si128(reinterpret_cast<__m128i*>(buffer), to_halves(x));
+        std::memcpy(out + i, buffer, std::size_t(n - i) * sizeof buffer[0]);
+    }
+}
+
+void fp16_to_fp32(const std::uint16_t* in, float* out, std::ptrdiff_t n) noexcept {
+    std::ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(out + i, load_halves(in + i));
+    }
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        _mm256_maskstore_ps(out + i, lane_mask(rest), load_halves(in + i, rest));
+    }
+}
+
+}  // namespace mixed_kv::kernels::avx2

@@ -1,0 +1,387 @@
+// Encoders that write the bytes of src/formats/codec.cpp. Eight scales are chosen at a time, one per lane:
+// eight channels of keys (the sums run over tokens) or eight tokens of values (the sums run over channels).
+// Every lane performs the scalar codec's float operations in its order, so the results are equal bit for bit;
+// hence no FMA.
+
+#include <limits>
+
+#include "formats/codec.h"
+#include "formats/format_list.h"
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/codes.h"
+
+namespace mixed_kv::kernels::avx2 {
+namespace {
+
+using formats::BlockLayout;
+
+// Largest magnitude bits (binary16 without sign) of the counted rows; 0x7c00 and above: not finite.
+inline std::uint16_t largest_magnitude(const EncodeArgs& a) noexcept {
+    const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+    __m256i largest = _mm256_setzero_si256();
+    std::uint16_t rest = 0;
+    for (int t = 0; t < kPage; ++t) {
+        if ((a.counted >> t & 1) == 0) {
+            continue;
+        }
+        const std::uint16_t* row = a.rows + t * a.row_stride;
+        int c = 0;
+        for (; c + 16 <= a.head_dim; c += 16) {
+            largest = _mm256_max_epu16(largest, _mm256_and_si256(load_i(row + c), magnitude));
+        }
+        for (; c < a.head_dim; ++c) {
+            const auto m = static_cast<std::uint16_t>(row[c] & 0x7fff);
+            rest = m > rest ? m : rest;
+        }
+    }
+    alignas(32) std::uint16_t lanes[16];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
+    for (const std::uint16_t m : lanes) {
+        rest = m > rest ? m : rest;
+    }
+    return rest;
+}
+
+// Eight scales and zero points, as stored and as floats.
+struct Affine8 {
+    __m128i scale16, zero16;
+    __m256 zero, inverse;
+};
+
+inline Affine8 make_affine(__m128i scale16, __m128i zero16) noexcept {
+    const __m256 scale = _mm256_cvtph_ps(scale16);
+    const __m256 positive = _mm256_cmp_ps(scale, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return {scale16, zero16, _mm256_cvtph_ps(zero16),
+            _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), scale), positive)};
+}
+
+// (x - zero) / scale and its clamped, rounded value; operand order matters for NaN and equals the
+// definition's.
+inline __m256 clamp_code(__m256 t, __m256 max_code) noexcept {
+    return _mm256_min_ps(_mm256_max_ps(t, _mm256_setzero_ps()), max_code);
+}
+
+// Squared errors, in units of the squared step, of kCount candidates at once: the passes over x are what
+// costs.
+template <int kCount>
+inline void candidate_errors(const float* x, const std::uint8_t* index, int n, __m256 max_code,
+                             const Affine8* candidates, __m256* errors) noexcept {
+    __m256 error[kCount], zero[kCount], inverse[kCount];
+    for (int k = 0; k < kCount; ++k) {
+        error[k] = _mm256_setzero_ps();
+        zero[k] = candidates[k].zero;
+        inverse[k] = candidates[k].inverse;
+    }
+    for (int i = 0; i < n; ++i) {
+        const __m256 v = _mm256_loadu_ps(x + (index != nullptr ? index[i] : i) * 8);
+        for (int k = 0; k < kCount; ++k) {
+            const __m256 t = _mm256_mul_ps(_mm256_sub_ps(v, zero[k]), inverse[k]);
+            const __m256 code =
+                _mm256_round_ps(clamp_code(t, max_code), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            const __m256 e = _mm256_sub_ps(t, code);
+            error[k] = _mm256_add_ps(error[k], _mm256_mul_ps(e, e));
+        }
+    }
+    for (int k = 0; k < kCount; ++k) {
+        errors[k] = error[k];
+    }
+}
+
+// choose_affine() of the scalar codec for eight lanes of x[i][8]; index lists the n values to use, nullptr:
+// all.
+template <int kBits>
+inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) noexcept {
+    constexpr formats::ClipFactors clips = formats::clip_factors(kBits);
+    const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
+    if (n == 0) {
+        return make_affine(_mm_setzero_si128(), _mm_setzero_si128());
+    }
+    __m256 lo = infinity, hi = _mm256_xor_ps(infinity, _mm256_set1_ps(-0.0f));
+    for (int i = 0; i < n; ++i) {
+        const __m256 v = _mm256_loadu_ps(x + (index != nullptr ? index[i] : i) * 8);
+        lo = _mm256_min_ps(v, lo);
+        hi = _mm256_max_ps(v, hi);
+    }
+    const __m256 one_half = _mm256_set1_ps(0.5f);
+    const __m256 lo_half = _mm256_mul_ps(lo, one_half), hi_half = _mm256_mul_ps(hi, one_half);
+    const __m256 middle = _mm256_add_ps(lo_half, hi_half);
+    const __m256 half = _mm256_sub_ps(hi_half, lo_half);
+    constexpr float kMaxCode = static_cast<float>((1 << kBits) - 1);
+    const __m256 max_code = _mm256_set1_ps(kMaxCode), per_code = _mm256_set1_ps(2.0f / kMaxCode);
+
+    Affine8 candidates[clips.count];
+    for (int k = 0; k < clips.count; ++k) {
+        const __m256 reach = _mm256_mul_ps(half, _mm256_set1_ps(clips.factor[k]));
+        candidates[k] =
+            make_affine(to_halves(_mm256_mul_ps(reach, per_code)), to_halves(_mm256_sub_ps(middle, reach)));
+    }
+    if constexpr (clips.count == 1) {
+        return candidates[0];
+    } else {
+        static_assert(clips.count % 3 == 0);
+        __m256 errors[clips.count];
+        for (int k = 0; k < clips.count; k += 3) {
+            candidate_errors<3>(x, index, n, max_code, candidates + k, errors + k);
+        }
+        Affine8 best = candidates[0];
+        __m256 best_error = infinity;
+        for (int k = 0; k < clips.count; ++k) {
+            const __m256 scale = _mm256_cvtph_ps(candidates[k].scale16);
+            const __m256 scaled = _mm256_mul_ps(errors[k], _mm256_mul_ps(scale, scale));
+            const __m256 error =
+                _mm256_blendv_ps(infinity, scaled, _mm256_cmp_ps(scale, _mm256_setzero_ps(), _CMP_GT_OQ));
+            if (k == 0) {
+                best_error = error;
+                continue;
+            }
+            const __m256 better = _mm256_cmp_ps(error, best_error, _CMP_LT_OQ);
+            const __m256i words = _mm256_castps_si256(better);
+            const __m128i better16 =
+                _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+            best_error = _mm256_blendv_ps(best_error, error, better);
+            best.scale16 = _mm_blendv_epi8(best.scale16, candidates[k].scale16, better16);
+            best.zero16 = _mm_blendv_epi8(best.zero16, candidates[k].zero16, better16);
+        }
+        return make_affine(best.scale16, best.zero16);
+    }
+}
+
+// Codes of x[i][8 lanes] for i = 0..n-1 (a multiple of 4) as bytes [2][n][4]: lanes 0-3 of every i, then
+// lanes 4-7.
+inline void make_codes(const float* x, int n, const Affine8& affine, __m256 max_code,
+                       std::uint8_t* out) noexcept {
+    for (int i = 0; i < n; i += 4) {
+        __m256i code[4];
+        for (int k = 0; k < 4; ++k) {
+            const __m256 t =
+                _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + (i + k) * 8), affine.zero), affine.inverse);
+            code[k] = _mm256_cvtps_epi32(clamp_code(t, max_code));
+        }
+        const __m256i bytes =
+            _mm256_packus_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * 4), _mm256_castsi256_si128(bytes));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (n + i) * 4), _mm256_extracti128_si256(bytes, 1));
+    }
+}
+
+inline void store(std::byte* out, __m256i x) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), x);
+}
+
+inline __m256i field(__m256i codes, int shift, int mask) noexcept {
+    return _mm256_and_si256(_mm256_srl_epi16(codes, _mm_cvtsi32_si128(shift)),
+                            _mm256_set1_epi8(static_cast<char>(mask)));
+}
+
+// Bit kBit of every byte.
+template <int kBit>
+inline void store_single(std::byte* out, __m256i codes) noexcept {
+    const int bits = _mm256_movemask_epi8(_mm256_slli_epi16(codes, 7 - kBit));
+    std::memcpy(out, &bits, sizeof bits);
+}
+
+// The planes of one channel group from its codes [64 tokens][4 channels].
+template <int kBits>
+inline void store_key_group(std::byte* block, const BlockLayout& l, int g,
+                            const std::uint8_t* codes) noexcept {
+    constexpr formats::CodePlanes planes = formats::code_planes(kBits);
+    __m256i c[8];  // tokens 8i..
+    for (int i = 0; i < 8; ++i) {
+        c[i] = load_i(codes + i * 32);
+    }
+    for (int i = 0; i < 8; ++i) {
+        if constexpr (planes.byte) {
+            store(block + l.byte_plane + std::size_t(g) * 256 + i * 32, c[i]);
+        }
+        if constexpr (planes.single) {
+            store_single<planes.single_shift>(block + l.single_plane + std::size_t(g) * 32 + i * 4, c[i]);
+        }
+    }
+    if constexpr (planes.nibble) {
+        for (int i = 0; i < 4; ++i) {
+            const int low = i / 2 * 4 + i % 2;
+            const __m256i high = _mm256_slli_epi16(field(c[low + 2], 0, 15), 4);
+            store(block + l.nibble_plane + std::size_t(g) * 128 + i * 32,
+                  _mm256_or_si256(field(c[low], 0, 15), high));
+        }
+    }
+    if constexpr (planes.pair) {
+        for (int j = 0; j < 2; ++j) {
+            __m256i x = field(c[j], planes.pair_shift, 3);
+            x = _mm256_or_si256(x, _mm256_slli_epi16(field(c[j + 2], planes.pair_shift, 3), 2));
+            x = _mm256_or_si256(x, _mm256_slli_epi16(field(c[j + 4], planes.pair_shift, 3), 4));
+            x = _mm256_or_si256(x, _mm256_slli_epi16(field(c[j + 6], planes.pair_shift, 3), 6));
+            store(block + l.pair_plane + std::size_t(g) * 64 + j * 32, x);
+        }
+    }
+}
+
+// The planes of tokens 8u..8u+7 from their codes [2][dim][4 tokens]. The pair plane holds 16 tokens a byte:
+// it is completed by the odd u.
+template <int kBits>
+inline void store_value_tokens(std::byte* block, const BlockLayout& l, int u,
+                               const std::uint8_t* codes) noexcept {
+    constexpr formats::CodePlanes planes = formats::code_planes(kBits);
+    const std::size_t row = std::size_t(l.dim) * 4;
+    for (int v = 0; v < l.dim / 8; ++v) {
+        const __m256i a = load_i(codes + v * 32), b = load_i(codes + row + v * 32);
+        if constexpr (planes.byte) {
+            store(block + l.byte_plane + 2 * u * row + v * 32, a);
+            store(block + l.byte_plane + (2 * u + 1) * row + v * 32, b);
+        }
+        if constexpr (planes.nibble) {
+            store(block + l.nibble_plane + u * row + v * 32,
+                  _mm256_or_si256(field(a, 0, 15), _mm256_slli_epi16(field(b, 0, 15), 4)));
+        }
+        if constexpr (planes.pair) {
+            std::byte* out = block + l.pair_plane + u / 2 * row + v * 32;
+            __m256i x = _mm256_or_si256(field(a, planes.pair_shift, 3),
+                                        _mm256_slli_epi16(field(b, planes.pair_shift, 3), 2));
+            if (u % 2 != 0) {
+                x = _mm256_or_si256(load_i(out), _mm256_slli_epi16(x, 4));
+            }
+            store(out, x);
+        }
+        if constexpr (planes.single) {
+            std::byte* out = block + l.single_plane + std::size_t(2 * u) * (l.dim / 2) + v * 4;
+            store_single<planes.single_shift>(out, a);
+            store_single<planes.single_shift>(out + l.dim / 2, b);
+        }
+    }
+}
+
+// Rotates x[n][8 tokens] along n: see rotate() of the scalar codec.
+inline void rotate(float* x, int n, int size) noexcept {
+    if (size == 1) {
+        return;
+    }
+    const __m256 norm = _mm256_set1_ps(formats::hadamard_norm(size));
+    for (float* group = x; group < x + n * 8; group += size * 8) {
+        int h = 1;
+        for (; h * 4 <= size; h *= 4) {  // two distances at once: half the loads and stores, the same sums
+            const bool last = h * 4 == size;
+            for (int i = 0; i < size; i += 4 * h) {
+                for (int j = i; j < i + h; ++j) {
+                    float* p = group + j * 8;
+                    const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + h * 8);
+                    const __m256 c = _mm256_loadu_ps(p + 2 * h * 8), d = _mm256_loadu_ps(p + 3 * h * 8);
+                    const __m256 a1 = _mm256_add_ps(a, b), b1 = _mm256_sub_ps(a, b);
+                    const __m256 c1 = _mm256_add_ps(c, d), d1 = _mm256_sub_ps(c, d);
+                    __m256 y[4] = {_mm256_add_ps(a1, c1), _mm256_add_ps(b1, d1), _mm256_sub_ps(a1, c1),
+                                   _mm256_sub_ps(b1, d1)};
+                    for (int k = 0; k < 4; ++k) {
+                        _mm256_storeu_ps(p + k * h * 8, last ? _mm256_mul_ps(y[k], norm) : y[k]);
+                    }
+                }
+            }
+        }
+        if (h < size) {
+            for (int j = 0; j < h; ++j) {
+                float* p = group + j * 8;
+                const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + h * 8);
+                _mm256_storeu_ps(p, _mm256_mul_ps(_mm256_add_ps(a, b), norm));
+                _mm256_storeu_ps(p + h * 8, _mm256_mul_ps(_mm256_sub_ps(a, b), norm));
+            }
+        }
+    }
+}
+
+// x[channel][8]: eight tokens from `token`, transposed; uncounted tokens read as zero.
+inline void load_tokens(const EncodeArgs& a, int token, float* x) noexcept {
+    for (int c = 0; c < a.head_dim; c += 8) {
+        const int n = a.head_dim - c < 8 ? a.head_dim - c : 8;
+        __m256 r[8];
+        for (int t = 0; t < 8; ++t) {
+            const std::uint16_t* row = a.rows + (token + t) * a.row_stride + c;
+            if ((a.counted >> (token + t) & 1) == 0) {
+                r[t] = _mm256_setzero_ps();
+            } else {
+                r[t] = n == 8 ? load_halves(row) : load_halves(row, n);
+            }
+        }
+        transpose(r);
+        for (int i = 0; i < n; ++i) {
+            _mm256_storeu_ps(x + (c + i) * 8, r[i]);
+        }
+    }
+}
+
+template <int kBits>
+bool encode_key(const EncodeArgs& a) noexcept {
+    if (largest_magnitude(a) >= 0x7c00) {
+        return false;
+    }
+    const BlockLayout l = formats::block_layout(true, kBits, a.head_dim);
+    std::memset(a.block, 0, l.bytes);
+    std::uint8_t index[kPage];
+    int n_counted = 0;
+    for (int t = 0; t < kPage; ++t) {
+        index[n_counted] = static_cast<std::uint8_t>(t);
+        n_counted += static_cast<int>(a.counted >> t & 1);
+    }
+    const std::uint8_t* counted = n_counted == kPage ? nullptr : index;
+    const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
+    for (int c = 0; c < a.head_dim; c += 8) {
+        const int n = a.head_dim - c < 8 ? a.head_dim - c : 8;
+        alignas(32) float x[kPage * 8];  // [token][8 channels]
+        for (int t = 0; t < kPage; ++t) {
+            const std::uint16_t* row = a.rows + t * a.row_stride + c;
+            _mm256_store_ps(x + t * 8, n == 8 ? load_halves(row) : load_halves(row, n));
+        }
+        const Affine8 affine = choose_affine<kBits>(x, counted, n_counted);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(c) * 2), affine.scale16);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.zeros + std::size_t(c) * 2), affine.zero16);
+        alignas(32) std::uint8_t codes[2 * kPage * 4];
+        make_codes(x, kPage, affine, max_code, codes);
+        store_key_group<kBits>(a.block, l, c / 4, codes);
+        if (n > 4) {
+            store_key_group<kBits>(a.block, l, c / 4 + 1, codes + kPage * 4);
+        }
+    }
+    return true;
+}
+
+template <int kBits>
+bool encode_value(const EncodeArgs& a) noexcept {
+    const std::uint16_t largest = largest_magnitude(a);
+    if (largest >= 0x7c00) {
+        return false;
+    }
+    const int size = formats::hadamard_length(a.head_dim);
+    // Rotation grows a value at most sqrt(size) times, beyond binary16's range perhaps. Scale and zero point
+    // surely fit below 2048 (sizes to 64) or 256 (to 1024); above, the definition decides before anything is
+    // written.
+    const std::uint16_t safe[] = {0x7bff, 0x6800, 0x5c00};  // 65504, 2048, 256
+    if (largest > safe[size == 1 ? 0 : size <= 64 ? 1 : 2]) {
+        return formats::encode_value(kBits, a);
+    }
+    const BlockLayout l = formats::block_layout(false, kBits, a.head_dim);
+    std::memset(a.block, 0, l.bytes);
+    const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
+    alignas(32) float x[kMaxHeadDim * 8];  // [channel][8 tokens]
+    alignas(32) std::uint8_t codes[2 * kMaxHeadDim * 4];
+    for (int u = 0; u < kPage / 8; ++u) {
+        load_tokens(a, u * 8, x);
+        rotate(x, a.head_dim, size);
+        Affine8 affine = choose_affine<kBits>(x, nullptr, a.head_dim);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(u) * 16), affine.scale16);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.zeros + std::size_t(u) * 16), affine.zero16);
+        if (a.head_dim < l.dim) {  // the padding's codes are zero: encode zero points there
+            for (int c = a.head_dim; c < l.dim; ++c) {
+                _mm256_store_ps(x + c * 8, affine.zero);
+            }
+        }
+        make_codes(x, l.dim, affine, max_code, codes);
+        store_value_tokens<kBits>(a.block, l, u, codes);
+    }
+    return true;
+}
+
+}  // namespace
+
+#define MIXED_KV_DEFINE_FORMAT(name, bits)                                                            \
+    bool encode_key_##name##_avx2(const EncodeArgs& args) noexcept { return encode_key<bits>(args); } \
+    bool encode_value_##name##_avx2(const EncodeArgs& args) noexcept { return encode_value<bits>(args); }
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
+
+}  // namespace mixed_kv::kernels::avx2

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+// Small helpers over __m256. Internal linkage: no compiled copy is shared with other files.
+namespace mixed_kv::kernels::avx2 {
+namespace {
+
+inline __m256i load_i(const void* p) noexcept { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+inline __m256 load_halves(const void* p) noexcept {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
+
+// The first n < 8 of 8 halves, the rest 0, without touching what follows them.
+inline __m256 load_halves(const void* p, int n) noexcept {
+    alignas(16) std::uint16_t buffer[8] = {};
+    std::memcpy(buffer, p, std::size_t(n) * sizeof buffer[0]);
+    return load_halves(buffer);
+}
+
+inline __m128i to_halves(__m256 x) noexcept {
+    return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// Lanes 0..n-1 set, for masked loads and stores; 0 <= n <= 8.
+inline __m256i lane_mask(int n) noexcept {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline float horizontal_sum(__m256 x) noexcept {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline float horizontal_max(__m256 x) noexcept {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline std::int32_t horizontal_sum(__m256i x) noexcept {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
+}
+
+inline __m256 abs_ps(__m256 x) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+
+// Columns of the 8x8 matrix with these rows.
+inline void transpose(__m256 (&r)[8]) noexcept {
+    const __m256 a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
+    const __m256 a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
+    const __m256 a4 = _mm256_unpacklo_ps(r[4], r[5]), a5 = _mm256_unpackhi_ps(r[4], r[5]);
+    const __m256 a6 = _mm256_unpacklo_ps(r[6], r[7]), a7 = _mm256_unpackhi_ps(r[6], r[7]);
+    const __m256 b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xee);
+    const __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
+    const __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
+    const __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
+    r[0] = _mm256_permute2f128_ps(b0, b4, 0x20), r[4] = _mm256_permute2f128_ps(b0, b4, 0x31);
+    r[1] = _mm256_permute2f128_ps(b1, b5, 0x20), r[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
+    r[2] = _mm256_permute2f128_ps(b2, b6, 0x20), r[6] = _mm256_permute2f128_ps(b2, b6, 0x31);
+    r[3] = _mm256_permute2f128_ps(b3, b7, 0x20), r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+}
+
+// Calls f(std::integral_constant-like tag) with the number of rows in the next tile, 4 at a time.
+template <int kN>
+struct Int {
+    static constexpr int value = kN;
+};
+template <typename F>
+inline void for_row_tiles(int n_rows, F&& f) {
+    int r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        f(r, Int<4>{});
+    }
+    switch (n_rows - r) {
+        case 3:
+            f(r, Int<3>{});
+            break;
+        case 2:
+            f(r, Int<2>{});
+            break;
+        case 1:
+            f(r, Int<1>{});
+            break;
+        default:
+            break;
+    }
+}
+
+}  // namespace
+}  // namespace mixed_kv::kernels::avx2
