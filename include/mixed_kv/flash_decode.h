@@ -14,15 +14,15 @@ namespace kernels {
 struct KernelSet;
 }
 
-// What each page of a mask holds for a tile of 16 queries, so that attention skips what no query sees and reads
-// no mask where all is visible. Computed once per graph and shared by its layers.
+// What each page of a mask holds for a tile of 16 queries, so that attention skips what no query sees and
+// reads no mask where all is visible. Computed once per graph and shared by its layers.
 class MaskPages {
   public:
     enum Kind : std::uint8_t { hidden, visible, mixed };  // all -inf; all zero; anything else
     static constexpr int kTileQueries = 16;
 
-    // mask.data may be null: everything is visible. Cells n_kv .. of the last page count as hidden (mixed page).
-    // Reuses its memory from call to call.
+    // mask.data may be null: everything is visible. Cells n_kv .. of the last page count as hidden (mixed
+    // page). Reuses its memory from call to call.
     void classify(const MaskView& mask, int n_stream, std::int64_t n_q, std::int64_t n_kv);
     Kind kind(int stream, int head, std::int64_t query_tile, std::int64_t page) const noexcept;
 
@@ -52,13 +52,13 @@ struct AttentionArgs {
     std::ptrdiff_t q_stream_stride = 0, q_row_stride = 0, q_head_stride = 0;
 
     const PageTable* k = nullptr;  // [n_stream]
-    const PageTable* v = nullptr;  // [n_stream]; may be the same tables as k (MLA: v is the first head_dim_v channels of k)
-    bool v_is_k = false;
+    const PageTable* v = nullptr;  // [n_stream]; not read when v_is_k
+    bool v_is_k = false;           // MLA: v is the first head_dim_v channels of k
 
     MaskView mask;
     float kq_scale = 1.0f;
-    float max_bias = 0.0f;       // ALiBi: slopes as ggml computes them
-    float logit_softcap = 0.0f;  // 0: none
+    float max_bias = 0.0f;         // ALiBi: slopes as ggml computes them
+    float logit_softcap = 0.0f;    // 0: none
     const float* sinks = nullptr;  // learned sink logits [n_head] or null
 
     float* out = nullptr;  // fp32 [n_stream][n_q][n_head][head_dim_v], contiguous heads; strides in bytes:
@@ -68,9 +68,9 @@ struct AttentionArgs {
 // ALiBi slope of a head (Press et al. 2022, as ggml computes it); 1 when max_bias is 0.
 float alibi_slope(float max_bias, int n_head, int head) noexcept;
 
-// Flash-decoding over pages: split into work items over (stream, KV head, query tile, page range), each giving an
-// attention state, merged in a fixed order. Results depend on the kernels, the arguments and n_threads only, not on which
-// thread ran what. Reused from op to op; steady state allocates nothing.
+// Flash-decoding over pages: split into work items over (stream, KV head, query tile, page range), each
+// giving an attention state, merged in a fixed order. Results depend on the kernels, the arguments and
+// n_threads only, not on which thread ran what. Reused from op to op; steady state allocates nothing.
 class FlashDecode {
   public:
     explicit FlashDecode(const kernels::KernelSet& kernels);
@@ -81,8 +81,9 @@ class FlashDecode {
     // Serial. What args points to must stay valid until merge() has run; mask_pages is only read here. Throws
     // std::bad_alloc only.
     void plan(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads);
-    // Parallel: threads of 0 .. n_threads - 1 call run(), each with its own number; after all that called have
-    // returned, they call merge(). Work is claimed piece by piece, so some of the threads, or one, do all of it.
+    // Parallel: threads of 0 .. n_threads - 1 call run(), each with its own number; after all that called
+    // have returned, they call merge(). Work is claimed piece by piece, so some of the threads, or one, do
+    // all of it.
     void run(int thread) noexcept;
     void merge(int thread) noexcept;
     // run() and merge() on the calling thread for a plan of one thread.

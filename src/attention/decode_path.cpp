@@ -17,7 +17,11 @@ void ItemRunner::decode_scores(const PageStep& step) noexcept {
         return;
     }
     kernels::QkArgs qk{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
-                       s_.q, sizes_.q_stride, n_rows_, s_.scores, s_.kernel};
+                       s_.q,
+                       sizes_.q_stride,
+                       n_rows_,
+                       s_.scores,
+                       s_.kernel};
     if (is_fp16(page)) {
         set_.qk_f16(qk);
         return;
@@ -36,7 +40,11 @@ void ItemRunner::decode_values(const PageStep& step) noexcept {
     const PageTable& table = values();
     const Page& page = *step.v;
     kernels::PvArgs pv{page_data(table, page, tile_->head_kv, args_.head_dim_v, step.n_tokens),
-                       s_.scores, n_rows_, s_.o, sizes_.o_stride, s_.kernel};
+                       s_.scores,
+                       n_rows_,
+                       s_.o,
+                       sizes_.o_stride,
+                       s_.kernel};
     if (is_fp16(page)) {
         set_.pv_f16(pv);
         return;
@@ -50,25 +58,6 @@ void ItemRunner::decode_values(const PageStep& step) noexcept {
     }
     pv.o = value_sum(page);
     set_.formats[table.layout.format_index].pv(pv);
-}
-
-// The same where V is the first channels of a cold K page: key blocks have no kernel for p * K, so the block is
-// decoded. Nothing is rotated.
-void ItemRunner::decode_shared_values(const PageStep& step) noexcept {
-    const PageTable& table = keys();
-    const Page& page = *step.v;
-    const kernels::PageData data = page_data(table, page, tile_->head_kv, args_.head_dim_k, kPageTokens);
-    set_.formats[table.layout.format_index].decode_key({data, s_.values, sizes_.v_stride, false});
-    if (page.overlay != 0) {
-        const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
-        const std::byte* row = overlay.data;
-        for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
-            set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row),
-                              s_.values + std::countr_zero(rest) * sizes_.v_stride, args_.head_dim_v);
-        }
-    }
-    set_.gemm({s_.scores, kPageTokens, s_.values, sizes_.v_stride, s_.o, sizes_.o_stride, n_rows_,
-               args_.head_dim_v, kPageTokens, true});
 }
 
 }  // namespace mixed_kv::attention

@@ -13,6 +13,11 @@ void ItemRunner::run(const Item& item) noexcept {
     tile_ = &plan_.tiles()[std::size_t(item.tile)];
     n_rows_ = tile_->n_rows();
     gather_q();
+    run_pages(item, Values::any);
+    if (!result_is_finite()) run_pages(item, Values::may_be_infinite);
+}
+
+void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
     clear_state();
     for (std::int64_t page = item.page_begin; page < item.page_end; ++page) {
         const MaskPages::Kind kind = plan_.kind(*tile_, page);
@@ -28,10 +33,10 @@ void ItemRunner::run(const Item& item) noexcept {
         if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
         softmax();
         if (step.v->state == PageState::empty) continue;  // zero values add nothing
-        if (!sizes_.decode_path) {
-            tile_values(step);
-        } else if (args_.v_is_k && step.v->state == PageState::cold) {
-            decode_shared_values(step);
+        if (values_are == Values::may_be_infinite) {
+            visible_values(step);
+        } else if (!sizes_.decode_path || (args_.v_is_k && step.v->state == PageState::cold)) {
+            tile_values(step);  // also for key blocks read as values: there is no kernel for p * K
         } else {
             decode_values(step);
         }
@@ -46,17 +51,32 @@ void ItemRunner::run(const Item& item) noexcept {
     }
 }
 
-// q as the kernels want it: contiguous, padded with zeros, kq_scale and 1 / logit_softcap applied (as ggml does).
-// ALiBi slopes beside it.
+bool ItemRunner::result_is_finite() const noexcept {
+    constexpr std::uint32_t kExponent = 0x7f800000u;
+    for (int row = 0; row < n_rows_; ++row) {
+        const float* o = s_.o + row * sizes_.o_stride;
+        std::uint32_t not_finite = 0;
+        for (int d = 0; d < args_.head_dim_v; ++d) {
+            not_finite |= (std::bit_cast<std::uint32_t>(o[d]) & kExponent) == kExponent ? 1u : 0u;
+        }
+        if (not_finite != 0) return false;
+    }
+    return true;
+}
+
+// q as the kernels want it: contiguous, padded with zeros, kq_scale and 1 / logit_softcap applied (as ggml
+// does). ALiBi slopes beside it.
 void ItemRunner::gather_q() noexcept {
     const float scale = args_.logit_softcap != 0.0f ? args_.kq_scale / args_.logit_softcap : args_.kq_scale;
-    const std::byte* base = reinterpret_cast<const std::byte*>(args_.q) + tile_->stream * args_.q_stream_stride +
-                            tile_->q0 * args_.q_row_stride + tile_->head0 * args_.q_head_stride;
+    const std::byte* base = reinterpret_cast<const std::byte*>(args_.q) +
+                            tile_->stream * args_.q_stream_stride + tile_->q0 * args_.q_row_stride +
+                            tile_->head0 * args_.q_head_stride;
     float* out = s_.q;
     float* slope = s_.slope;
     for (int query = 0; query < tile_->n_q; ++query) {
         for (int head = 0; head < tile_->n_head; ++head, out += sizes_.q_stride) {
-            *slope++ = query == 0 ? alibi_slope(args_.max_bias, args_.n_head, tile_->head0 + head) : s_.slope[head];
+            *slope++ =
+                query == 0 ? alibi_slope(args_.max_bias, args_.n_head, tile_->head0 + head) : s_.slope[head];
             const std::byte* row = base + query * args_.q_row_stride + head * args_.q_head_stride;
             std::memcpy(out, row, std::size_t(args_.head_dim_k) * sizeof(float));
             for (int d = 0; d < args_.head_dim_k; ++d) out[d] *= scale;
@@ -90,7 +110,8 @@ void ItemRunner::softmax() noexcept {
     for (int row = 0; row < n_rows_; ++row) {
         if (s_.rescale[row] == 1.0f) continue;
         set_.scale(s_.o + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);
-        if (rotated_used_) set_.scale(s_.o_rotated + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);
+        if (rotated_used_)
+            set_.scale(s_.o_rotated + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);
     }
 }
 
@@ -105,7 +126,8 @@ void scatter_columns(const float* packed, std::uint64_t tokens, int n_rows, floa
     int i = 0;
     for (std::uint64_t rest = tokens; rest != 0; rest &= rest - 1, ++i) {
         const int token = std::countr_zero(rest);
-        for (int row = 0; row < n_rows; ++row) scores[row * kPageTokens + token] = packed[row * kPageTokens + i];
+        for (int row = 0; row < n_rows; ++row)
+            scores[row * kPageTokens + token] = packed[row * kPageTokens + i];
     }
 }
 

@@ -10,8 +10,8 @@ namespace {
 constexpr std::uint64_t kFourHidden = 0xfc00fc00fc00fc00u;  // four fp16 -inf
 constexpr int kWordsPerPage = kPageTokens / 4;
 
-// Kind of 64 mask values. Two reductions over 16 words, which the compiler vectorises; no early exit, because a
-// branch per word costs more than the words.
+// Kind of 64 mask values. Two reductions over 16 words, which the compiler vectorises; no early exit, because
+// a branch per word costs more than the words.
 MaskPages::Kind classify_full_page(const fp16_t* mask) noexcept {
     std::uint64_t words[kWordsPerPage];
     std::memcpy(words, mask, sizeof words);
@@ -55,8 +55,9 @@ void MaskPages::classify(const MaskView& mask, int n_stream, std::int64_t n_q, s
                         // A mixed page stays mixed whatever the other queries see.
                         if (query > first && kinds[page] == mixed) continue;
                         const fp16_t* cells = row + page * kPageTokens;
-                        const Kind kind = page < full_pages ? classify_full_page(cells)
-                                                            : classify_partial_page(cells, n_kv % kPageTokens);
+                        const Kind kind = page < full_pages
+                                              ? classify_full_page(cells)
+                                              : classify_partial_page(cells, n_kv % kPageTokens);
                         kinds[page] = query == first || kinds[page] == kind ? kind : mixed;
                     }
                 }
@@ -65,7 +66,8 @@ void MaskPages::classify(const MaskView& mask, int n_stream, std::int64_t n_q, s
     }
 }
 
-MaskPages::Kind MaskPages::kind(int stream, int head, std::int64_t query_tile, std::int64_t page) const noexcept {
+MaskPages::Kind MaskPages::kind(int stream, int head, std::int64_t query_tile,
+                                std::int64_t page) const noexcept {
     if (all_visible_) return (page + 1) * kPageTokens > n_kv_ ? mixed : visible;
     const std::int64_t map = (std::int64_t(stream % mask_streams_) * n_head_ + head % n_head_) * n_tiles_;
     return kinds_[static_cast<std::size_t>((map + query_tile) * n_pages_ + page)];

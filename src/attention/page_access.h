@@ -25,12 +25,13 @@ inline bool is_fp16(const Page& page) noexcept {
 inline kernels::PageData page_data(const PageTable& table, const Page& page, int head, int head_dim,
                                    int n_tokens) noexcept {
     const PageLayout& layout = table.layout;
-    return {layout.head_data(page, head), layout.token_stride_bytes(page), is_fp16(page) ? n_tokens : kPageTokens,
-            head_dim};
+    return {layout.head_data(page, head), layout.token_stride_bytes(page),
+            is_fp16(page) ? n_tokens : kPageTokens, head_dim};
 }
 
 // The overlay rows of one head as one short fp16 page: token i is the i-th set bit of page.overlay.
-inline kernels::PageData overlay_data(const PageTable& table, const Page& page, int head, int head_dim) noexcept {
+inline kernels::PageData overlay_data(const PageTable& table, const Page& page, int head,
+                                      int head_dim) noexcept {
     const PageLayout& layout = table.layout;
     return {reinterpret_cast<const std::byte*>(page.overlay_rows) + std::size_t(head) * layout.head_bytes(),
             std::ptrdiff_t(layout.row_bytes()), std::popcount(page.overlay), head_dim};

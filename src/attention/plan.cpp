@@ -10,8 +10,8 @@ namespace mixed_kv::attention {
 
 namespace {
 
-// Rows of a tile for many queries: enough to pay for decoding each page once per tile, few enough that q, both
-// accumulators, the scores and a decoded page stay in a 512 KiB L2 at head_dim 128.
+// Rows of a tile for many queries: enough to pay for decoding each page once per tile, few enough that q,
+// both accumulators, the scores and a decoded page stay in a 512 KiB L2 at head_dim 128.
 constexpr int kTileRows = 128;
 
 // Parts wanted per thread: more even out threads of unequal speed, fewer save merging.
@@ -22,18 +22,24 @@ constexpr std::int64_t kMinPartCost = 96 * 1024;
 
 constexpr int kMergeRows = 4;  // rows of one merge job
 
-// Cost of one page for one tile: bytes read, plus arithmetic at about two multiply-adds in the time of a byte.
+// Cost of one page for one tile: bytes read, plus arithmetic at about two multiply-adds in the time of a
+// byte.
 std::int64_t page_cost(const PageTable& table, std::int64_t page_index, int head_dim, int rows) noexcept {
     const Page& page = page_at(table, page_index);
     const std::int64_t work = std::int64_t(kPageTokens) * rows * head_dim / 2;
     std::int64_t bytes = 0;
     switch (page.state) {
-        case PageState::empty: return 0;
+        case PageState::empty:
+            return 0;
         case PageState::hot:
-        case PageState::pinned: bytes = std::int64_t(kPageTokens) * head_dim * 2; break;
+        case PageState::pinned:
+            bytes = std::int64_t(kPageTokens) * head_dim * 2;
+            break;
         case PageState::cold:
-            bytes = std::int64_t(table.layout.block_bytes) +
-                    std::popcount(page.overlay) * std::int64_t(head_dim) * (2 + rows / 2);
+            bytes = std::int64_t(table.layout.block_bytes);
+            // Few pages have an overlay, and a baseline CPU has no instruction that counts bits.
+            if (page.overlay != 0)
+                bytes += std::popcount(page.overlay) * std::int64_t(head_dim) * (2 + rows / 2);
             break;
     }
     return bytes + work;
@@ -49,8 +55,8 @@ void Plan::build(const AttentionArgs& args, const MaskPages& mask_pages, int n_t
     cut_pages(n_threads);
 }
 
-// Tiles: all rows of a KV head where the decode kernels take them, else pieces of about kTileRows rows. Pieces
-// hold 16, 32, ... or a divisor of 16 queries, so that they meet the mask's 16-query tiles.
+// Tiles: all rows of a KV head where the decode kernels take them, else pieces of about kTileRows rows.
+// Pieces hold 16, 32, ... or a divisor of 16 queries, so that they meet the mask's 16-query tiles.
 void Plan::cut_rows(const AttentionArgs& args) {
     const int n_gqa = args.n_head / args.n_head_kv;
     decode_path_ = args.n_q * n_gqa <= kernels::kMaxDecodeRows;
@@ -59,8 +65,9 @@ void Plan::cut_rows(const AttentionArgs& args) {
     if (!decode_path_) {
         head_chunk_ = std::min(n_gqa, kTileRows);
         const int queries = std::max(1, kTileRows / head_chunk_);
-        query_chunk_ = queries >= MaskPages::kTileQueries ? queries / MaskPages::kTileQueries * MaskPages::kTileQueries
-                                                          : static_cast<int>(std::bit_floor(unsigned(queries)));
+        query_chunk_ = queries >= MaskPages::kTileQueries
+                           ? queries / MaskPages::kTileQueries * MaskPages::kTileQueries
+                           : static_cast<int>(std::bit_floor(unsigned(queries)));
         query_chunk_ = std::min<std::int64_t>(query_chunk_, args.n_q);
     }
     max_rows_ = static_cast<int>(query_chunk_) * head_chunk_;
@@ -105,7 +112,8 @@ void Plan::set_page_costs(const AttentionArgs& args) {
 void Plan::set_kinds(const AttentionArgs& args, const MaskPages& mask_pages) {
     const bool by_head = mask_pages.n_head() > 1;
     const std::int64_t query_tiles = args.n_q == 0 ? 0 : (args.n_q + query_chunk_ - 1) / query_chunk_;
-    const std::int64_t tiles_per_stream = args.n_stream == 0 ? 0 : std::int64_t(tiles_.size()) / args.n_stream;
+    const std::int64_t tiles_per_stream =
+        args.n_stream == 0 ? 0 : std::int64_t(tiles_.size()) / args.n_stream;
     const std::int64_t kinds_per_stream = by_head ? tiles_per_stream : query_tiles;
     kinds_.resize(static_cast<std::size_t>(args.n_stream * kinds_per_stream * n_pages_));
 
@@ -123,7 +131,8 @@ void Plan::set_kinds(const AttentionArgs& args, const MaskPages& mask_pages) {
             MaskPages::Kind kind = mask_pages.kind(tile.stream, tile.head0, mask_first, page);
             for (int head = 0; head < n_heads && kind != MaskPages::mixed; ++head) {
                 for (std::int64_t q = mask_first; q <= mask_last; ++q) {
-                    if (mask_pages.kind(tile.stream, tile.head0 + head, q, page) != kind) kind = MaskPages::mixed;
+                    if (mask_pages.kind(tile.stream, tile.head0 + head, q, page) != kind)
+                        kind = MaskPages::mixed;
                 }
             }
             kinds_[static_cast<std::size_t>(tile.kinds + page)] = kind;
@@ -159,7 +168,8 @@ void Plan::cut_pages(int n_threads) {
         const std::int64_t cost = tile_costs_[i];
         // One thread gains nothing from parts.
         const std::int64_t wanted = n_threads <= 1 ? 1 : (cost + part_cost / 2) / part_cost;
-        tile.n_parts = static_cast<int>(std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(n_pages_, 1)));
+        tile.n_parts =
+            static_cast<int>(std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(n_pages_, 1)));
         tile.first_state = -1;
         if (tile.n_parts > 1) {
             tile.first_state = n_states_;

@@ -9,8 +9,8 @@
 // threads only, so that results do not depend on which thread runs what.
 namespace mixed_kv::attention {
 
-// Query rows that share one KV head and are worked on together: queries q0 .. q0 + n_q - 1 of one stream times
-// query heads head0 .. head0 + n_head - 1. Row r is query q0 + r / n_head, head head0 + r % n_head.
+// Query rows that share one KV head and are worked on together: queries q0 .. q0 + n_q - 1 of one stream
+// times query heads head0 .. head0 + n_head - 1. Row r is query q0 + r / n_head, head head0 + r % n_head.
 struct Tile {
     int stream = 0;
     int head_kv = 0;
@@ -18,9 +18,9 @@ struct Tile {
     int n_head = 0;
     std::int64_t q0 = 0;
     int n_q = 0;
-    int n_parts = 1;                 // page ranges; each gives one state
-    std::int64_t first_state = -1;   // of [n_parts][n_rows] states; -1: the only part writes the output itself
-    std::int64_t kinds = 0;          // index of page 0 in Plan::kinds
+    int n_parts = 1;                // page ranges; each gives one state
+    std::int64_t first_state = -1;  // of [n_parts][n_rows] states; -1: the only part writes the output itself
+    std::int64_t kinds = 0;         // index of page 0 in Plan::kinds
 
     int n_rows() const noexcept { return n_q * n_head; }
 };
@@ -71,12 +71,13 @@ class Plan {
     std::int64_t query_chunk_ = 0;
     std::int64_t n_pages_ = 0;
     std::int64_t n_states_ = 0;
-    std::vector<Tile> tiles_;             // by stream, KV head, head chunk, query tile from the last
+    std::vector<Tile> tiles_;  // by stream, KV head, head chunk, query tile from the last
     std::vector<Item> items_;
     std::vector<MergeJob> merge_jobs_;
     std::vector<std::int64_t> page_costs_;  // [n_stream][n_pages], of the largest tile
     std::vector<std::int64_t> tile_costs_;
-    std::vector<MaskPages::Kind> kinds_;  // [n_stream][head chunks told apart by the mask][query tiles][n_pages]
+    std::vector<MaskPages::Kind>
+        kinds_;  // [n_stream][head chunks told apart by the mask][query tiles][n_pages]
 };
 
 }  // namespace mixed_kv::attention

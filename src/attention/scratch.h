@@ -19,7 +19,7 @@ class Buffer {
     void reserve(std::size_t bytes) {
         if (bytes <= size_) return;
         free();
-        data_ = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64}));
+        data_ = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64}));
         size_ = bytes;
     }
     std::byte* data() const noexcept { return data_; }
@@ -27,7 +27,7 @@ class Buffer {
 
   private:
     void free() noexcept {
-        ::operator delete(data_, std::align_val_t{64});
+        ::operator delete (data_, std::align_val_t{64});
         data_ = nullptr;
         size_ = 0;
     }
@@ -41,11 +41,11 @@ constexpr std::ptrdiff_t round_up(std::ptrdiff_t n, std::ptrdiff_t multiple) noe
 
 // Sizes shared by all threads of one op.
 struct Sizes {
-    int max_rows = 0;            // query rows of the largest tile
-    std::ptrdiff_t q_stride = 0; // floats of a q row, head_dim_k padded to 16
-    std::ptrdiff_t o_stride = 0; // floats of an output row, head_dim_v padded to 16
-    std::ptrdiff_t v_stride = 0; // floats of a decoded row, the wider of K and V padded to 16
-    int v_rotation = 1;          // hadamard_size() of cold value pages, 1 when they are stored as they are
+    int max_rows = 0;             // query rows of the largest tile
+    std::ptrdiff_t q_stride = 0;  // floats of a q row, head_dim_k padded to 16
+    std::ptrdiff_t o_stride = 0;  // floats of an output row, head_dim_v padded to 16
+    std::ptrdiff_t v_stride = 0;  // floats of a decoded row, the wider of K and V padded to 16
+    int v_rotation = 1;           // hadamard_size() of cold value pages, 1 when they are stored as they are
     bool decode_path = true;
     std::size_t kernel_bytes = 0;
 };

@@ -24,7 +24,8 @@ void ItemRunner::tile_scores(const PageStep& step) noexcept {
         if (page.overlay != 0) {
             const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_k);
             const std::byte* row = overlay.data;
-            for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
+            for (std::uint64_t rest = page.overlay; rest != 0;
+                 rest &= rest - 1, row += overlay.token_stride_bytes) {
                 set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), s_.row, args_.head_dim_k);
                 float* column = s_.keys + std::countr_zero(rest);
                 for (int d = 0; d < args_.head_dim_k; ++d) column[d * kPageTokens] = s_.row[d];
@@ -35,8 +36,8 @@ void ItemRunner::tile_scores(const PageStep& step) noexcept {
                args_.head_dim_k, false});
 }
 
-// o += p * V of one page. Overlay rows are brought into the basis of the page's block.
-void ItemRunner::tile_values(const PageStep& step) noexcept {
+// The values of one page as float rows, in the basis of the page's block, overlay rows included.
+void ItemRunner::decode_page_values(const PageStep& step) noexcept {
     const PageTable& table = values();
     const Page& page = *step.v;
     // A key block decodes whole rows, also where V is narrower.
@@ -45,21 +46,40 @@ void ItemRunner::tile_values(const PageStep& step) noexcept {
                                      sizes_.v_stride, false};
     if (is_fp16(page)) {
         set_.decode_f16(decode);
-    } else {
-        const kernels::FormatKernels& format = set_.formats[table.layout.format_index];
-        (args_.v_is_k ? format.decode_key : format.decode_value)(decode);
-        if (page.overlay != 0) {
-            const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
-            const std::byte* row = overlay.data;
-            for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
-                float* out = s_.values + std::countr_zero(rest) * sizes_.v_stride;
-                set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), out, args_.head_dim_v);
-                if (sizes_.v_rotation > 1) set_.hadamard(out, args_.head_dim_v, sizes_.v_rotation);
-            }
+        return;
+    }
+    const kernels::FormatKernels& format = set_.formats[table.layout.format_index];
+    (args_.v_is_k ? format.decode_key : format.decode_value)(decode);
+    if (page.overlay == 0) return;
+    const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
+    const std::byte* row = overlay.data;
+    for (std::uint64_t rest = page.overlay; rest != 0; rest &= rest - 1, row += overlay.token_stride_bytes) {
+        float* out = s_.values + std::countr_zero(rest) * sizes_.v_stride;
+        set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), out, args_.head_dim_v);
+        if (sizes_.v_rotation > 1) set_.hadamard(out, args_.head_dim_v, sizes_.v_rotation);
+    }
+}
+
+// o += p * V of one page.
+void ItemRunner::tile_values(const PageStep& step) noexcept {
+    decode_page_values(step);
+    set_.gemm({s_.scores, kPageTokens, s_.values, sizes_.v_stride, value_sum(*step.v), sizes_.o_stride,
+               n_rows_, args_.head_dim_v, kPageTokens, true});
+}
+
+// The same, leaving out cells of weight 0. Slow, for pages that hold rows which are not finite.
+void ItemRunner::visible_values(const PageStep& step) noexcept {
+    decode_page_values(step);
+    float* sum = value_sum(*step.v);
+    for (int row = 0; row < n_rows_; ++row) {
+        for (int t = 0; t < kPageTokens; ++t) {
+            const float p = s_.scores[row * kPageTokens + t];
+            if (p == 0.0f) continue;
+            float* o = sum + row * sizes_.o_stride;
+            const float* v = s_.values + t * sizes_.v_stride;
+            for (int d = 0; d < args_.head_dim_v; ++d) o[d] += p * v[d];
         }
     }
-    set_.gemm({s_.scores, kPageTokens, s_.values, sizes_.v_stride, value_sum(page), sizes_.o_stride, n_rows_,
-               args_.head_dim_v, kPageTokens, true});
 }
 
 }  // namespace mixed_kv::attention

@@ -10,16 +10,17 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-std::vector<double> read_head(const RowReader& rows, int stream, std::int64_t n_rows, int head, int head_dim) {
+std::vector<double> read_head(const RowReader& rows, int stream, std::int64_t n_rows, int head,
+                              int head_dim) {
     std::vector<double> out(static_cast<std::size_t>(n_rows * head_dim));
     for (std::int64_t row = 0; row < n_rows; ++row) rows(stream, row, head, out.data() + row * head_dim);
     return out;
 }
 
 // One query row of one head against all cells. logits: room for n_kv.
-void attend(const AttentionInputs& in, const double* q, const std::vector<double>& k, const std::vector<double>& v,
-            const fp16_t* mask, double slope, const float* sink, std::vector<double>& logits, double* o, double& lse,
-            RowMagnitudes& size) {
+void attend(const AttentionInputs& in, const double* q, const std::vector<double>& k,
+            const std::vector<double>& v, const fp16_t* mask, double slope, const float* sink,
+            std::vector<double>& logits, double* o, double& lse, RowMagnitudes& size) {
     double max = sink != nullptr ? double(*sink) : -kInfinity;
     for (std::int64_t cell = 0; cell < in.n_kv; ++cell) {
         double dot = 0.0, terms = 0.0;
@@ -87,12 +88,14 @@ AttentionOutputs attention(const AttentionInputs& in) {
             for (std::int64_t query = 0; query < in.n_q; ++query) {
                 for (int head = head_kv * n_gqa; head < (head_kv + 1) * n_gqa; ++head) {
                     const std::size_t row = (std::size_t(stream) * std::size_t(in.n_q) + std::size_t(query)) *
-                                                std::size_t(in.n_head) + std::size_t(head);
+                                                std::size_t(in.n_head) +
+                                            std::size_t(head);
                     in.q(stream, query, head, q.data());
                     attend(in, q.data(), k, v, in.mask.row(stream, head, query),
                            alibi_slope(in.max_bias, in.n_head, head),
                            in.sinks != nullptr ? in.sinks + head : nullptr, logits,
-                           out.o.data() + row * std::size_t(in.head_dim_v), out.lse[row], out.magnitudes[row]);
+                           out.o.data() + row * std::size_t(in.head_dim_v), out.lse[row],
+                           out.magnitudes[row]);
                 }
             }
         }
@@ -100,8 +103,9 @@ AttentionOutputs attention(const AttentionInputs& in) {
     return out;
 }
 
-// Press et al. 2022: a geometric sequence that starts at 2^(-max_bias / n) for n heads, n a power of two; other
-// counts take the sequence of the power below and fill up with every other element of twice that power's.
+// Press et al. 2022: a geometric sequence that starts at 2^(-max_bias / n) for n heads, n a power of two;
+// other counts take the sequence of the power below and fill up with every other element of twice that
+// power's.
 double alibi_slope(double max_bias, int n_head, int head) {
     if (max_bias <= 0.0) return 1.0;
     int power = 1;

@@ -6,14 +6,15 @@
 
 #include "mixed_kv/mask_view.h"
 
-// Attention in double, written for clarity: what every kernel and every trace is measured against. Never linked
-// into the plugin.
+// Attention in double, written for clarity: what every kernel and every trace is measured against. Never
+// linked into the plugin.
 namespace mixed_kv::reference {
 
 // Writes one row of one head as double: head_dim values.
 using RowReader = std::function<void(int stream, std::int64_t row, int head, double* out)>;
 
-// One attention op in the terms of GGML_OP_FLASH_ATTN_EXT. Query head h reads KV head h / (n_head / n_head_kv).
+// One attention op in the terms of GGML_OP_FLASH_ATTN_EXT. Query head h reads KV head h / (n_head /
+// n_head_kv).
 struct AttentionInputs {
     int n_stream = 1;
     std::int64_t n_q = 0;   // query rows per stream
@@ -32,7 +33,8 @@ struct AttentionInputs {
     const float* sinks = nullptr;  // [n_head] or null
 };
 
-// How large the terms of one output row were: what rounding errors are proportional to (tests/support/tolerance.h).
+// How large the terms of one output row were: what rounding errors are proportional to
+// (tests/support/tolerance.h).
 struct RowMagnitudes {
     double value = 0.0;        // largest |v| of a visible cell
     double output = 0.0;       // largest |o|
@@ -43,8 +45,8 @@ struct RowMagnitudes {
 };
 
 struct AttentionOutputs {
-    std::vector<double> o;                  // [n_stream][n_q][n_head][head_dim_v]; 0 where no cell is visible
-    std::vector<double> lse;                // [n_stream][n_q][n_head], natural logarithm, sink included; -inf if empty
+    std::vector<double> o;    // [n_stream][n_q][n_head][head_dim_v]; 0 where no cell is visible
+    std::vector<double> lse;  // [n_stream][n_q][n_head], natural logarithm, sink included; -inf if empty
     std::vector<RowMagnitudes> magnitudes;  // [n_stream][n_q][n_head]
 };
 

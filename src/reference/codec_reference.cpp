@@ -13,14 +13,14 @@ constexpr std::size_t kRows = 64;
 
 std::size_t align64(std::size_t n) { return (n + 63) & ~std::size_t(63); }
 
-// A code's bits are cut into planes of 8, 4, 2 and 1 bits, low bits first; a code of 8 bits is one whole byte.
-// In every plane four values that an instruction takes together lie side by side: for keys four channels of a
-// token, for values four tokens of a channel.
+// A code's bits are cut into planes of 8, 4, 2 and 1 bits, low bits first; a code of 8 bits is one whole
+// byte. In every plane four values that an instruction takes together lie side by side: for keys four
+// channels of a token, for values four tokens of a channel.
 struct Geometry {
     bool is_key;
-    std::size_t groups;   // of four along the contiguous-by-four axis: channels (key) or tokens (value)
-    std::size_t others;   // extent of the other axis: tokens (key) or padded channels (value)
-    std::size_t params;   // scales, and zero points
+    std::size_t groups;  // of four along the contiguous-by-four axis: channels (key) or tokens (value)
+    std::size_t others;  // extent of the other axis: tokens (key) or padded channels (value)
+    std::size_t params;  // scales, and zero points
 
     Geometry(KvRole role, int head_dim) : is_key(role == KvRole::key) {
         const auto dim = static_cast<std::size_t>(head_dim);
@@ -40,27 +40,34 @@ unsigned bit_at(const std::byte* plane, std::size_t bit) { return byte_at(plane,
 unsigned key_bits(const std::byte* plane, int width, std::size_t token, std::size_t channel) {
     const std::size_t group = channel / 4, i = channel % 4;
     switch (width) {
-        case 8: return byte_at(plane, (group * 64 + token) * 4 + i);
+        case 8:
+            return byte_at(plane, (group * 64 + token) * 4 + i);
         case 4: {  // 32 tokens per 64 bytes: the first 16 in low nibbles, the next 16 in high ones
             const unsigned byte = byte_at(plane, ((group * 2 + token / 32) * 16 + token % 16) * 4 + i);
             return token % 32 < 16 ? byte & 15u : byte >> 4;
         }
-        case 2: return byte_at(plane, (group * 16 + token % 16) * 4 + i) >> (token / 16 * 2) & 3u;
-        default: return bit_at(plane, (group * 64 + token) * 4 + i);  // tokens in order, 4 bits each
+        case 2:
+            return byte_at(plane, (group * 16 + token % 16) * 4 + i) >> (token / 16 * 2) & 3u;
+        default:
+            return bit_at(plane, (group * 64 + token) * 4 + i);  // tokens in order, 4 bits each
     }
 }
 
 // `width` bits of a value code. Group: 4 tokens, element i of group g is token 4g + i.
-unsigned value_bits(const std::byte* plane, int width, std::size_t dim, std::size_t token, std::size_t channel) {
+unsigned value_bits(const std::byte* plane, int width, std::size_t dim, std::size_t token,
+                    std::size_t channel) {
     const std::size_t group = token / 4, i = token % 4;
     switch (width) {
-        case 8: return byte_at(plane, (group * dim + channel) * 4 + i);
+        case 8:
+            return byte_at(plane, (group * dim + channel) * 4 + i);
         case 4: {  // two groups share a byte
             const unsigned byte = byte_at(plane, (group / 2 * dim + channel) * 4 + i);
             return group % 2 == 0 ? byte & 15u : byte >> 4;
         }
-        case 2: return byte_at(plane, (group / 4 * dim + channel) * 4 + i) >> (group % 4 * 2) & 3u;
-        default: return bit_at(plane, (group * dim + channel) * 4 + i);
+        case 2:
+            return byte_at(plane, (group / 4 * dim + channel) * 4 + i) >> (group % 4 * 2) & 3u;
+        default:
+            return bit_at(plane, (group * dim + channel) * 4 + i);
     }
 }
 
@@ -92,8 +99,8 @@ std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_
         if ((code_bits & width) == 0) continue;
         for (std::size_t t = 0; t < kRows; ++t) {
             for (std::size_t c = 0; c < dim; ++c) {
-                const unsigned bits = g.is_key ? key_bits(plane, width, t, c)
-                                               : value_bits(plane, width, g.others, t, c);
+                const unsigned bits =
+                    g.is_key ? key_bits(plane, width, t, c) : value_bits(plane, width, g.others, t, c);
                 out[t * dim + c] += std::ldexp(double(bits), shift);
             }
         }
@@ -148,9 +155,11 @@ std::vector<double> read_head(const PageTable& table, int head, std::int64_t n_c
         };
         const auto* fp16_rows = reinterpret_cast<const fp16_t*>(page.data);
         switch (page.state) {
-            case PageState::empty: break;
+            case PageState::empty:
+                break;
             case PageState::hot:  // [n_head][64][head_dim]
-                for (std::size_t t = 0; t < n_rows; ++t) copy_row(t, fp16_rows + (std::size_t(head) * 64 + t) * dim);
+                for (std::size_t t = 0; t < n_rows; ++t)
+                    copy_row(t, fp16_rows + (std::size_t(head) * 64 + t) * dim);
                 break;
             case PageState::pinned:  // [64][n_head][head_dim]
                 for (std::size_t t = 0; t < n_rows; ++t) {
@@ -158,10 +167,11 @@ std::vector<double> read_head(const PageTable& table, int head, std::int64_t n_c
                 }
                 break;
             case PageState::cold: {
-                const std::size_t bytes = block_bytes(layout.format->code_bits, layout.role, layout.shape.head_dim);
-                const std::vector<double> block = decode_block(layout.format->code_bits, layout.role,
-                                                               layout.shape.head_dim,
-                                                               page.data + std::size_t(head) * bytes);
+                const std::size_t bytes =
+                    block_bytes(layout.format->code_bits, layout.role, layout.shape.head_dim);
+                const std::vector<double> block =
+                    decode_block(layout.format->code_bits, layout.role, layout.shape.head_dim,
+                                 page.data + std::size_t(head) * bytes);
                 std::memcpy(rows, block.data(), n_rows * dim * sizeof(double));
                 const fp16_t* overlay = page.overlay_rows;
                 for (std::size_t t = 0; t < 64; ++t) {

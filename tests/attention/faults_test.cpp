@@ -1,4 +1,5 @@
-// The checks of the other tests can fail: each seeded fault is rejected wherever the right output is accepted.
+// The checks of the other tests can fail: each seeded fault is rejected wherever the right output is
+// accepted.
 #include <gtest/gtest.h>
 
 #include "mixed_kv/isa.h"
@@ -55,15 +56,18 @@ TEST(CompareRows, RejectsWhatIsNotANumberAndWhatIsMissing) {
     const std::vector<double> expected{1.0, 2.0, 3.0, 4.0}, tolerances{0.1, 0.1};
     EXPECT_TRUE(compare_rows(std::vector<float>{1.0f, 2.05f, 3.0f, 4.0f}, expected, tolerances, 2).ok());
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    const RowErrors with_nan = compare_rows(std::vector<float>{1.0f, 2.0f, nan, 4.0f}, expected, tolerances, 2);
+    const RowErrors with_nan =
+        compare_rows(std::vector<float>{1.0f, 2.0f, nan, 4.0f}, expected, tolerances, 2);
     EXPECT_EQ(with_nan.n_bad, 1u);
     EXPECT_EQ(with_nan.worst_row, 1u);
     EXPECT_EQ(compare_rows(std::vector<float>{1.2f, 2.0f, nan, nan}, expected, tolerances, 2).n_bad, 2u);
     EXPECT_FALSE(compare_rows(std::vector<float>{1.0f, 2.0f}, expected, tolerances, 2).ok());
     EXPECT_FALSE(compare_rows({}, {}, {}, 2).ok());
     // A row that saw nothing is exactly 0.
-    EXPECT_TRUE(compare_rows(std::vector<float>{0.0f}, std::vector<double>{0.0}, std::vector<double>{0.0}, 1).ok());
-    EXPECT_FALSE(compare_rows(std::vector<float>{1e-30f}, std::vector<double>{0.0}, std::vector<double>{0.0}, 1).ok());
+    EXPECT_TRUE(
+        compare_rows(std::vector<float>{0.0f}, std::vector<double>{0.0}, std::vector<double>{0.0}, 1).ok());
+    EXPECT_FALSE(
+        compare_rows(std::vector<float>{1e-30f}, std::vector<double>{0.0}, std::vector<double>{0.0}, 1).ok());
 }
 
 }  // namespace

@@ -18,9 +18,12 @@ std::vector<const ColdFormat*> all_formats() {
     return formats;
 }
 
-std::string format_label(const ColdFormat* format) { return format == nullptr ? "f16" : std::string(format->name); }
+std::string format_label(const ColdFormat* format) {
+    return format == nullptr ? "f16" : std::string(format->name);
+}
 
-void expect_matches_reference(const CaseSpec& spec, const kernels::KernelSet& set, std::vector<int> thread_counts) {
+void expect_matches_reference(const CaseSpec& spec, const kernels::KernelSet& set,
+                              std::vector<int> thread_counts) {
     AttentionCase c(spec, set);
     for (const int n_threads : thread_counts) {
         const RowErrors errors = c.check(c.run(set, n_threads));
@@ -41,7 +44,8 @@ class FlashDecodeIsa : public testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Isa, FlashDecodeIsa, testing::ValuesIn(isas_to_test()),
                          [](const auto& isa) { return isa.param; });
 
-// --- pairs of formats -----------------------------------------------------------------------------------------
+// --- pairs of formats
+// -----------------------------------------------------------------------------------------
 
 TEST_P(FlashDecodeIsa, PairsOfFormatsFewRows) {
     std::uint64_t seed = 1;
@@ -87,7 +91,8 @@ TEST_P(FlashDecodeIsa, PairsOfFormatsManyRows) {
     }
 }
 
-// --- shapes ---------------------------------------------------------------------------------------------------
+// --- shapes
+// ---------------------------------------------------------------------------------------------------
 
 struct Shape {
     int head_dim_k, head_dim_v;
@@ -142,8 +147,9 @@ TEST_P(FlashDecodeIsa, CellsQueriesStreams) {
                 spec.v_format = formats[std::size_t(random.below(int(formats.size())))];
                 spec.k_mix = PageMix::all_states;
                 spec.v_mix = random.below(3) == 0 ? PageMix::pinned : PageMix::all_states;
-                constexpr MaskForm kForms[] = {MaskForm::none,    MaskForm::causal,      MaskForm::holes, MaskForm::alibi,
-                                               MaskForm::by_head, MaskForm::some_hidden, MaskForm::all_hidden};
+                constexpr MaskForm kForms[] = {MaskForm::none,      MaskForm::causal,  MaskForm::holes,
+                                               MaskForm::alibi,     MaskForm::by_head, MaskForm::some_hidden,
+                                               MaskForm::all_hidden};
                 spec.mask = kForms[random.below(7)];
                 spec.mask_streams = random.below(3) == 0 ? 1 : 0;
                 spec.max_bias = spec.mask == MaskForm::alibi ? 8.0f : 0.0f;

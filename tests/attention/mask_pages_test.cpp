@@ -9,10 +9,11 @@ namespace mixed_kv::test {
 namespace {
 
 // Cell by cell, what classify() says in words.
-MaskPages::Kind expected_kind(const MaskView& mask, int stream, int head, std::int64_t tile, std::int64_t page,
-                              std::int64_t n_q, std::int64_t n_kv) {
+MaskPages::Kind expected_kind(const MaskView& mask, int stream, int head, std::int64_t tile,
+                              std::int64_t page, std::int64_t n_q, std::int64_t n_kv) {
     bool any_zero = false, any_hidden = false, any_other = false;
-    for (std::int64_t q = tile * MaskPages::kTileQueries; q < std::min(n_q, (tile + 1) * MaskPages::kTileQueries); ++q) {
+    for (std::int64_t q = tile * MaskPages::kTileQueries;
+         q < std::min(n_q, (tile + 1) * MaskPages::kTileQueries); ++q) {
         for (std::int64_t cell = page * kPageTokens; cell < (page + 1) * kPageTokens; ++cell) {
             const fp16_t m = cell < n_kv ? mask.row(stream, head, q)[cell] : kMaskedOut;
             (m == 0 ? any_zero : m == kMaskedOut ? any_hidden : any_other) = true;
@@ -38,7 +39,8 @@ TEST(MaskPages, AgreesWithCellByCell) {
             }
             if (random.below(4) == 0) {
                 constexpr fp16_t kOdd[] = {0x0000, 0xfc00, 0x8000, 0xbc00, 0x7e00};
-                data[row * std::size_t(stride) + std::size_t(random.below(int(n_kv)))] = kOdd[random.below(5)];
+                data[row * std::size_t(stride) + std::size_t(random.below(int(n_kv)))] =
+                    kOdd[random.below(5)];
             }
         }
         MaskView mask;

@@ -45,7 +45,9 @@ TEST(Plan, CoversEveryRowAndPageOnce) {
                 spec.n_head = 2 * n_gqa;
                 spec.n_stream = 2;
                 spec.head_dim_k = spec.head_dim_v = 32;
-                spec.mask = seed % 3 == 0 ? MaskForm::none : seed % 3 == 1 ? MaskForm::causal : MaskForm::by_head;
+                spec.mask = seed % 3 == 0   ? MaskForm::none
+                            : seed % 3 == 1 ? MaskForm::causal
+                                            : MaskForm::by_head;
                 spec.seed = seed++;
                 AttentionCase c(spec, kernel_set("scalar"));
                 const Plan plan = plan_of(c, n_threads);
@@ -61,7 +63,8 @@ TEST(Plan, CoversEveryRowAndPageOnce) {
                     }
                 }
                 EXPECT_EQ(rows.size(), c.n_rows());
-                EXPECT_TRUE(std::all_of(rows.begin(), rows.end(), [](const auto& r) { return r.second == 1; }));
+                EXPECT_TRUE(
+                    std::all_of(rows.begin(), rows.end(), [](const auto& r) { return r.second == 1; }));
 
                 std::vector<std::vector<Item>> parts(plan.tiles().size());
                 for (const Item& item : plan.items()) parts[std::size_t(item.tile)].push_back(item);

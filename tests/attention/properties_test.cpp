@@ -70,7 +70,8 @@ TEST_P(FlashDecodeLaws, SplitInvariance) {
             AttentionCase c(spec, *set_);
             for (const int n_threads : {1, 2, 3, 5, 16, 64}) {
                 const RowErrors errors = c.check(c.run(*set_, n_threads));
-                EXPECT_TRUE(errors.ok()) << n_threads << " threads, " << spec.name() << ": " << errors.message();
+                EXPECT_TRUE(errors.ok())
+                    << n_threads << " threads, " << spec.name() << ": " << errors.message();
             }
         }
     }
@@ -96,12 +97,13 @@ TEST_P(FlashDecodeLaws, TokenPermutation) {
             std::vector<std::int64_t> order(std::size_t(spec.n_kv));
             std::iota(order.begin(), order.end(), 0);
             Random random(9);
-            // Cold pages are only equal when they hold the same rows: whole pages change places then, the partial
-            // last one stays.
+            // Cold pages are only equal when they hold the same rows: whole pages change places then, the
+            // partial last one stays.
             if (cold) {
                 for (std::int64_t cell = 0; cell < 448; ++cell) order[std::size_t(cell)] = (cell + 192) % 448;
             } else {
-                for (int i = int(order.size()) - 1; i > 0; --i) std::swap(order[std::size_t(i)], order[std::size_t(random.below(i + 1))]);
+                for (int i = int(order.size()) - 1; i > 0; --i)
+                    std::swap(order[std::size_t(i)], order[std::size_t(random.below(i + 1))]);
             }
             const auto tensor = [&](KvRole role, bool permuted) {
                 PageTensor::Spec t;
@@ -112,7 +114,8 @@ TEST_P(FlashDecodeLaws, TokenPermutation) {
                 t.mix = cold ? PageMix::cold : PageMix::hot;
                 t.value = [&order, permuted, role](int, std::int64_t cell, int head, int channel) {
                     const std::int64_t source = permuted ? order[std::size_t(cell)] : cell;
-                    Random r(std::uint64_t(source * 1000 + head * 100 + channel) * 2 + (role == KvRole::key ? 0 : 1));
+                    Random r(std::uint64_t(source * 1000 + head * 100 + channel) * 2 +
+                             (role == KvRole::key ? 0 : 1));
                     return r.normal();
                 };
                 return std::make_unique<PageTensor>(t, *set_);
@@ -143,8 +146,10 @@ TEST_P(FlashDecodeLaws, ConstantValues) {
                 return std::make_unique<PageTensor>(t, *set_);
             };
             AttentionCase c(spec, tensor(KvRole::key), tensor(KvRole::value));
-            // Rotation gathers a constant row in one channel; its codes and those of 0 are exact, its parameters fp16.
-            for (const float x : c.run(*set_, 2)) ASSERT_NEAR(x, 1.5f, format[0] == '\0' ? 1e-5f : 2e-3f) << spec.name();
+            // Rotation gathers a constant row in one channel; its codes and those of 0 are exact, its
+            // parameters fp16.
+            for (const float x : c.run(*set_, 2))
+                ASSERT_NEAR(x, 1.5f, format[0] == '\0' ? 1e-5f : 2e-3f) << spec.name();
         }
     }
 }
@@ -197,6 +202,49 @@ TEST_P(FlashDecodeLaws, NoCellsAtAllIsZero) {
     for (const float x : c.run(*set_, args)) ASSERT_EQ(x, 0.0f);
 }
 
+// Rows that overflowed binary16 stay with the queries that see them: masked cells have no influence, whatever
+// they hold.
+TEST_P(FlashDecodeLaws, HiddenCellsMayHoldAnything) {
+    for (const bool overlay : {false, true}) {
+        for (const std::int64_t n_q : {1, 3, 20}) {
+            CaseSpec spec = spec_of("q8", n_q, 256);
+            spec.mask = MaskForm::causal;
+            const std::int64_t bad = 70;
+            const auto tensor = [&](KvRole role) {
+                PageTensor::Spec t;
+                t.role = role;
+                t.format = spec.k_format;
+                t.shape = {spec.n_head_kv, 64};
+                t.n_cells = spec.n_kv;
+                t.mix = overlay ? PageMix::cold_overlay : PageMix::hot;
+                t.overlay_cell = overlay ? bad : -1;
+                t.value = [role, bad](int, std::int64_t cell, int head, int channel) {
+                    if (cell == bad) return channel % 2 == 0 ? kInfinity : std::nanf("");
+                    return Random(std::uint64_t(cell * 999 + head * 77 + channel) +
+                                  (role == KvRole::key ? 0 : 500))
+                        .normal();
+                };
+                return std::make_unique<PageTensor>(t, *set_);
+            };
+            AttentionCase c(spec, tensor(KvRole::key), tensor(KvRole::value));
+            const std::int64_t n_hidden =
+                n_q == 1 ? 1 : n_q - 1;  // the last query sees the bad row, when there are others
+            for (std::int64_t query = 0; query < n_hidden; ++query) {
+                c.mask_data()[std::size_t(query * (spec.n_kv + kMaskGap) + bad)] = kMaskedOut;
+            }
+            const std::vector<float> out = c.run(*set_, 1);
+            const reference::AttentionOutputs& expected = c.reference();
+            for (std::size_t i = 0; i < out.size(); ++i) {
+                if (i < std::size_t(n_hidden) * 4 * 64) {
+                    ASSERT_NEAR(out[i], expected.o[i], 1e-3f) << i << " of " << n_q << " queries";
+                } else {
+                    ASSERT_FALSE(std::isfinite(out[i])) << "a visible NaN was swallowed";
+                }
+            }
+        }
+    }
+}
+
 // A page without storage is a page of zero rows, visible where the mask says so.
 TEST_P(FlashDecodeLaws, EmptyPagesAreZeroRows) {
     for (const std::int64_t n_q : {1, 20}) {
@@ -208,9 +256,14 @@ TEST_P(FlashDecodeLaws, EmptyPagesAreZeroRows) {
             t.n_cells = spec.n_kv;
             t.value = [role](int, std::int64_t cell, int head, int channel) {
                 if (cell / kPageTokens == 2) return 0.0f;
-                return Random(std::uint64_t(cell * 999 + head * 77 + channel) + (role == KvRole::key ? 0 : 500)).normal();
+                return Random(std::uint64_t(cell * 999 + head * 77 + channel) +
+                              (role == KvRole::key ? 0 : 500))
+                    .normal();
             };
-            if (empty) t.state = [](int, std::int64_t page) { return page == 2 ? PageState::empty : PageState::hot; };
+            if (empty)
+                t.state = [](int, std::int64_t page) {
+                    return page == 2 ? PageState::empty : PageState::hot;
+                };
             return std::make_unique<PageTensor>(t, *set_);
         };
         AttentionCase stored(spec, tensor(KvRole::key, false), tensor(KvRole::value, false));
@@ -231,7 +284,8 @@ TEST_P(FlashDecodeLaws, EmptyPagesAreZeroRows) {
     }
 }
 
-// --- merge_weights --------------------------------------------------------------------------------------------
+// --- merge_weights
+// --------------------------------------------------------------------------------------------
 
 TEST(MergeWeights, EmptyIsNeutral) {
     const MergeWeights a = merge_weights(3.0f, -kInfinity), b = merge_weights(-kInfinity, 3.0f);

@@ -39,12 +39,14 @@ TEST(CodecReference, AgreesOnRandomBytes) {
                     decode_block_as_stored(format.code_bits, role, head_dim, block.data());
                 for (int t = 0; t < kPageTokens; ++t) {
                     for (int c = 0; c < head_dim; ++c) {
-                        const double expected = double(reader.scale(t, c)) * reader.code(t, c) + double(reader.zero(t, c));
+                        const double expected =
+                            double(reader.scale(t, c)) * reader.code(t, c) + double(reader.zero(t, c));
                         const double actual = rows[std::size_t(t * head_dim + c)];
                         if (std::isnan(expected)) {
                             ASSERT_TRUE(std::isnan(actual));
                         } else {
-                            ASSERT_EQ(actual, expected) << format.name << " " << head_dim << " " << t << " " << c;
+                            ASSERT_EQ(actual, expected)
+                                << format.name << " " << head_dim << " " << t << " " << c;
                         }
                     }
                 }
@@ -109,7 +111,8 @@ TEST(CodecReference, ReadsEveryPageState) {
     const auto value = [](int stream, std::int64_t cell, int head, int channel) {
         return std::sin(float(cell * 7 + head * 3 + channel + stream));
     };
-    for (const PageMix mix : {PageMix::hot, PageMix::pinned, PageMix::cold, PageMix::cold_overlay, PageMix::all_states}) {
+    for (const PageMix mix :
+         {PageMix::hot, PageMix::pinned, PageMix::cold, PageMix::cold_overlay, PageMix::all_states}) {
         for (const KvRole role : {KvRole::key, KvRole::value}) {
             test::PageTensor::Spec spec;
             spec.role = role;
@@ -127,7 +130,8 @@ TEST(CodecReference, ReadsEveryPageState) {
                     ASSERT_EQ(rows.size(), std::size_t(n_cells * 64));
                     for (std::int64_t cell = 0; cell < n_cells; ++cell) {
                         const Page& page = table.pages[cell / kPageTokens];
-                        const bool in_block = page.state == PageState::cold && (page.overlay >> (cell % 64) & 1) == 0;
+                        const bool in_block =
+                            page.state == PageState::cold && (page.overlay >> (cell % 64) & 1) == 0;
                         for (int c = 0; c < 64; ++c) {
                             const double expected =
                                 page.state == PageState::empty

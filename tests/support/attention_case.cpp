@@ -18,15 +18,20 @@ namespace {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr fp16_t kNan16 = 0x7e01;
 constexpr float kCanary = -12345.0f;  // output bytes that nobody may write
-constexpr std::ptrdiff_t kQGap = 3, kMaskGap = 5, kOutGap = 2;
+constexpr std::ptrdiff_t kQGap = 3, kOutGap = 2;
 
 const char* name_of(PageMix mix) {
     switch (mix) {
-        case PageMix::hot: return "hot";
-        case PageMix::pinned: return "pinned";
-        case PageMix::cold: return "cold";
-        case PageMix::cold_overlay: return "overlay";
-        case PageMix::all_states: return "all";
+        case PageMix::hot:
+            return "hot";
+        case PageMix::pinned:
+            return "pinned";
+        case PageMix::cold:
+            return "cold";
+        case PageMix::cold_overlay:
+            return "overlay";
+        case PageMix::all_states:
+            return "all";
     }
     return "?";
 }
@@ -49,18 +54,22 @@ PageTensor::Spec tensor_spec(const CaseSpec& c, KvRole role) {
 std::string CaseSpec::name() const {
     std::ostringstream out;
     out << "k=" << (k_format ? k_format->name : "f16") << '/' << name_of(k_mix) << " v="
-        << (v_is_k ? "k" : v_format ? v_format->name : "f16") << '/' << name_of(v_mix) << " dim=" << head_dim_k << '/'
-        << head_dim_v << " heads=" << n_head << '/' << n_head_kv << " n_kv=" << n_kv << " n_q=" << n_q
-        << " streams=" << n_stream << " mask=" << int(mask) << " softcap=" << logit_softcap << " bias=" << max_bias
-        << " sinks=" << sinks << " seed=" << seed;
+        << (v_is_k     ? "k"
+            : v_format ? v_format->name
+                       : "f16")
+        << '/' << name_of(v_mix) << " dim=" << head_dim_k << '/' << head_dim_v << " heads=" << n_head << '/'
+        << n_head_kv << " n_kv=" << n_kv << " n_q=" << n_q << " streams=" << n_stream << " mask=" << int(mask)
+        << " softcap=" << logit_softcap << " bias=" << max_bias << " sinks=" << sinks << " seed=" << seed;
     return out.str();
 }
 
 AttentionCase::AttentionCase(const CaseSpec& spec, const kernels::KernelSet& encoder)
-    : AttentionCase(spec, std::make_unique<PageTensor>(tensor_spec(spec, KvRole::key), encoder),
-                    spec.v_is_k ? nullptr : std::make_unique<PageTensor>(tensor_spec(spec, KvRole::value), encoder)) {}
+    : AttentionCase(
+          spec, std::make_unique<PageTensor>(tensor_spec(spec, KvRole::key), encoder),
+          spec.v_is_k ? nullptr : std::make_unique<PageTensor>(tensor_spec(spec, KvRole::value), encoder)) {}
 
-AttentionCase::AttentionCase(const CaseSpec& spec, std::unique_ptr<PageTensor> k, std::unique_ptr<PageTensor> v)
+AttentionCase::AttentionCase(const CaseSpec& spec, std::unique_ptr<PageTensor> k,
+                             std::unique_ptr<PageTensor> v)
     : spec_(spec), k_(std::move(k)), v_(std::move(v)) {
     make_q();
     make_mask();
@@ -97,16 +106,22 @@ void AttentionCase::make_mask() {
                 const std::int64_t distance = spec_.n_kv - spec_.n_q + query - cell;
                 bool visible = true;
                 switch (spec_.mask) {
-                    case MaskForm::none: break;
+                    case MaskForm::none:
+                        break;
                     case MaskForm::causal:
-                    case MaskForm::alibi: visible = distance >= 0; break;
+                    case MaskForm::alibi:
+                        visible = distance >= 0;
+                        break;
                     case MaskForm::some_hidden:
                     case MaskForm::by_head:
                     case MaskForm::holes:
-                        visible = random.below(3) != 0 && (hidden_pages >> (cell / kPageTokens % 64) & 1) == 0;
+                        visible =
+                            random.below(3) != 0 && (hidden_pages >> (cell / kPageTokens % 64) & 1) == 0;
                         if (spec_.mask == MaskForm::some_hidden && query % 3 == 1) visible = false;
                         break;
-                    case MaskForm::all_hidden: visible = false; break;
+                    case MaskForm::all_hidden:
+                        visible = false;
+                        break;
                 }
                 const float value = spec_.mask == MaskForm::alibi ? -std::fabs(float(distance)) : 0.0f;
                 row[cell] = visible ? fp32_to_fp16(value) : kMaskedOut;
@@ -253,15 +268,21 @@ ErrorModel AttentionCase::error_model() {
     };
     // Beyond the decode kernels' rows, and for values that are keys, pages are decoded to float.
     const bool integers = spec_.n_q * (spec_.n_head / spec_.n_head_kv) <= kernels::kMaxDecodeRows;
-    return {spec_.head_dim_k, spec_.head_dim_v, spec_.n_kv, integers && has_cold(k_.get()),
-            integers && has_cold(v_.get()), has_cold(v_.get()), value_range_};
+    return {spec_.head_dim_k,
+            spec_.head_dim_v,
+            spec_.n_kv,
+            integers && has_cold(k_.get()),
+            integers && has_cold(v_.get()),
+            has_cold(v_.get()),
+            value_range_};
 }
 
 RowErrors AttentionCase::check(const std::vector<float>& out) {
     const reference::AttentionOutputs& expected = reference();
     const ErrorModel model = error_model();
     std::vector<double> tolerances;
-    for (const reference::RowMagnitudes& row : expected.magnitudes) tolerances.push_back(row_tolerance(model, row));
+    for (const reference::RowMagnitudes& row : expected.magnitudes)
+        tolerances.push_back(row_tolerance(model, row));
     return compare_rows(out, expected.o, tolerances, std::size_t(spec_.head_dim_v));
 }
 

@@ -46,6 +46,9 @@ struct CaseSpec {
     std::string name() const;
 };
 
+// Elements between the rows of the mask.
+inline constexpr std::ptrdiff_t kMaskGap = 5;
+
 // How the threads of a plan are run.
 enum class Threading {
     one_caller,  // n_threads planned, one thread does all the work
@@ -69,7 +72,8 @@ class AttentionCase {
     // Output [n_stream][n_q][n_head][head_dim_v].
     std::vector<float> run(const kernels::KernelSet& set, int n_threads = 1,
                            Threading threading = Threading::one_caller);
-    std::vector<float> run(FlashDecode& decode, const AttentionArgs& args, int n_threads, Threading threading);
+    std::vector<float> run(FlashDecode& decode, const AttentionArgs& args, int n_threads,
+                           Threading threading);
     // args() with changes.
     std::vector<float> run(const kernels::KernelSet& set, const AttentionArgs& args);
 

@@ -19,11 +19,13 @@ bool several_pages(const CaseSpec& c) { return c.n_kv > 2 * kPageTokens; }
 // Tables of args with their pages changed by change(std::vector<Page>&).
 class ChangedTables {
   public:
-    template <typename Change> ChangedTables(const PageTable* tables, int n_stream, Change change) {
+    template <typename Change>
+    ChangedTables(const PageTable* tables, int n_stream, Change change) {
         for (int stream = 0; stream < n_stream; ++stream) {
             pages_.emplace_back(tables[stream].pages, tables[stream].pages + tables[stream].n_pages);
             change(pages_.back());
-            tables_.push_back({pages_.back().data(), std::int64_t(pages_.back().size()), tables[stream].layout});
+            tables_.push_back(
+                {pages_.back().data(), std::int64_t(pages_.back().size()), tables[stream].layout});
         }
     }
     const PageTable* data() const { return tables_.data(); }
@@ -73,7 +75,9 @@ Output wrong_gqa_head(AttentionCase& c, const KernelSet& set) {
     const std::size_t size = q.size() / std::size_t(spec.n_stream * spec.n_head);
     for (int stream = 0; stream < spec.n_stream; ++stream) {
         for (int head = 0; head < spec.n_head; ++head) {
-            const auto at = [&](int h) { return std::ptrdiff_t(std::size_t(stream * spec.n_head + h) * size); };
+            const auto at = [&](int h) {
+                return std::ptrdiff_t(std::size_t(stream * spec.n_head + h) * size);
+            };
             std::copy_n(c.q_data().begin() + at(head), size, q.begin() + at(seat(head)));
         }
     }
@@ -84,7 +88,8 @@ Output wrong_gqa_head(AttentionCase& c, const KernelSet& set) {
     for (std::size_t row = 0; row < c.n_rows(); ++row) {
         const auto head = int(row % std::size_t(spec.n_head));
         const std::size_t from = row - std::size_t(head) + std::size_t(seat(head));
-        std::copy_n(seated.begin() + std::ptrdiff_t(from * dim), dim, out.begin() + std::ptrdiff_t(row * dim));
+        std::copy_n(seated.begin() + std::ptrdiff_t(from * dim), dim,
+                    out.begin() + std::ptrdiff_t(row * dim));
     }
     return out;
 }
@@ -95,7 +100,9 @@ Output log2_lse(AttentionCase& c, const KernelSet&) {
     const std::int64_t n_pages = c.spec().n_kv / kPageTokens / 2 + 1;
     first.n_kv = n_pages * kPageTokens;
     second.n_kv -= first.n_kv;
-    const auto later_pages = [&](std::vector<Page>& pages) { pages.erase(pages.begin(), pages.begin() + n_pages); };
+    const auto later_pages = [&](std::vector<Page>& pages) {
+        pages.erase(pages.begin(), pages.begin() + n_pages);
+    };
     const ChangedTables k(second.k, second.n_stream, later_pages), v(second.v, second.n_stream, later_pages);
     second.k = k.data();
     second.v = v.data();

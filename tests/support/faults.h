@@ -8,8 +8,8 @@
 
 namespace mixed_kv::test {
 
-// A mistake that attention code could make, as the output that it would give. A check that accepts one of them
-// is worth nothing.
+// A mistake that attention code could make, as the output that it would give. A check that accepts one of
+// them is worth nothing.
 struct Fault {
     std::string name;
     std::function<std::vector<float>(AttentionCase&, const kernels::KernelSet&)> output;

@@ -43,8 +43,8 @@ PageTensor::PageTensor(const Spec& spec, const kernels::KernelSet& set) : spec_(
                     }
                 }
             }
-            fill_page(pages_[std::size_t(stream * n_pages + index)], choose(stream, index, random.next()), rows,
-                      n_rows, set, random.next());
+            fill_page(pages_[std::size_t(stream * n_pages + index)], index,
+                      choose(stream, index, random.next()), rows, n_rows, set, random.next());
         }
         tables_.push_back({pages_.data() + stream * n_pages, n_pages, layout_});
     }
@@ -54,19 +54,40 @@ PageTensor::Choice PageTensor::choose(int stream, std::int64_t page, std::uint64
     Choice choice{PageState::hot, 0};
     const int few = 1 + static_cast<int>(random / 64 % 9);
     switch (spec_.mix) {
-        case PageMix::hot: break;
-        case PageMix::pinned: choice = {PageState::pinned, 0}; break;
-        case PageMix::cold: choice = {PageState::cold, 0}; break;
-        case PageMix::cold_overlay: choice = {PageState::cold, few}; break;
+        case PageMix::hot:
+            break;
+        case PageMix::pinned:
+            choice = {PageState::pinned, 0};
+            break;
+        case PageMix::cold:
+            choice = {PageState::cold, 0};
+            break;
+        case PageMix::cold_overlay:
+            choice = {PageState::cold, few};
+            break;
         case PageMix::all_states:
             switch (random % 8) {
-                case 0: choice = {PageState::hot, 0}; break;
-                case 1: choice = {PageState::pinned, 0}; break;
-                case 2: choice = {PageState::empty, 0}; break;
-                case 3: choice = {PageState::cold, 1}; break;
-                case 4: choice = {PageState::cold, few}; break;
-                case 5: choice = {PageState::cold, kPageTokens}; break;
-                default: choice = {PageState::cold, 0}; break;
+                case 0:
+                    choice = {PageState::hot, 0};
+                    break;
+                case 1:
+                    choice = {PageState::pinned, 0};
+                    break;
+                case 2:
+                    choice = {PageState::empty, 0};
+                    break;
+                case 3:
+                    choice = {PageState::cold, 1};
+                    break;
+                case 4:
+                    choice = {PageState::cold, few};
+                    break;
+                case 5:
+                    choice = {PageState::cold, kPageTokens};
+                    break;
+                default:
+                    choice = {PageState::cold, 0};
+                    break;
             }
             break;
     }
@@ -76,21 +97,23 @@ PageTensor::Choice PageTensor::choose(int stream, std::int64_t page, std::uint64
 }
 
 std::byte* PageTensor::allocate(std::size_t bytes) {
-    auto* p = static_cast<std::byte*>(::operator new(bytes + kTailBytes, std::align_val_t{64}));
+    auto* p = static_cast<std::byte*>(::operator new (bytes + kTailBytes, std::align_val_t{64}));
     blocks_.emplace_back(p);
     std::fill_n(reinterpret_cast<fp16_t*>(p + bytes), kTailBytes / sizeof(fp16_t), kNan);
     return p;
 }
 
 // rows: [64][n_head][head_dim], NaN from n_rows on.
-void PageTensor::fill_page(Page& page, Choice choice, const std::vector<fp16_t>& rows, int n_rows,
-                           const kernels::KernelSet& set, std::uint64_t random) {
+void PageTensor::fill_page(Page& page, std::int64_t index, Choice choice, const std::vector<fp16_t>& rows,
+                           int n_rows, const kernels::KernelSet& set, std::uint64_t random) {
     const auto n_head = std::size_t(spec_.shape.n_head), dim = std::size_t(spec_.shape.head_dim);
     const std::size_t row_elements = n_head * dim;
     page.state = choice.state;
     page.written = n_rows == kPageTokens ? ~std::uint64_t(0) : (std::uint64_t(1) << n_rows) - 1;
     switch (choice.state) {
-        case PageState::empty: page.written = 0; break;
+        case PageState::empty:
+            page.written = 0;
+            break;
         case PageState::hot: {
             page.data = allocate(kPageTokens * row_elements * sizeof(fp16_t));
             auto* out = reinterpret_cast<fp16_t*>(page.data);
@@ -103,10 +126,14 @@ void PageTensor::fill_page(Page& page, Choice choice, const std::vector<fp16_t>&
         }
         case PageState::pinned:  // the tensor ends with its last cell
             page.data = allocate(std::size_t(n_rows) * row_elements * sizeof(fp16_t));
-            std::copy_n(rows.begin(), std::size_t(n_rows) * row_elements, reinterpret_cast<fp16_t*>(page.data));
+            std::copy_n(rows.begin(), std::size_t(n_rows) * row_elements,
+                        reinterpret_cast<fp16_t*>(page.data));
             break;
         case PageState::cold: {
             Random draw(random);
+            if (spec_.overlay_cell >= 0 && spec_.overlay_cell / kPageTokens == index) {
+                page.overlay = std::uint64_t(1) << (spec_.overlay_cell % kPageTokens);
+            }
             while (std::popcount(page.overlay) < std::min(choice.overlay_rows, n_rows)) {
                 page.overlay |= std::uint64_t(1) << draw.below(n_rows);
             }

@@ -35,6 +35,8 @@ class PageTensor {
         float sigma = 1.0f;  // standard deviation of the values
         // When set: the value of one element instead of a random one. (stream, cell, head, channel)
         std::function<float(int, std::int64_t, int, int)> value;
+        std::int64_t overlay_cell =
+            -1;  // of every stream: in the overlay whatever is drawn (its page must be cold)
         // When set: the state of a page instead of the mix. (stream, page)
         std::function<PageState(int, std::int64_t)> state;
     };
@@ -49,7 +51,7 @@ class PageTensor {
         int overlay_rows;
     };
     Choice choose(int stream, std::int64_t page, std::uint64_t random) const;
-    void fill_page(Page& page, Choice choice, const std::vector<fp16_t>& rows, int n_rows,
+    void fill_page(Page& page, std::int64_t index, Choice choice, const std::vector<fp16_t>& rows, int n_rows,
                    const kernels::KernelSet& set, std::uint64_t random);
     std::byte* allocate(std::size_t bytes);
 
@@ -58,7 +60,7 @@ class PageTensor {
     std::vector<Page> pages_;
     std::vector<PageTable> tables_;
     struct Free {
-        void operator()(std::byte* p) const noexcept { ::operator delete(p, std::align_val_t{64}); }
+        void operator()(std::byte* p) const noexcept { ::operator delete (p, std::align_val_t{64}); }
     };
     std::vector<std::unique_ptr<std::byte, Free>> blocks_;
 };

@@ -20,7 +20,8 @@ class Random {
     // Mean 0, standard deviation 1, within +-3.5: the sum of four uniforms of 16 bits.
     float normal() noexcept {
         const std::uint64_t r = next();
-        const auto sum = static_cast<std::int64_t>((r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32 & 0xffff) + (r >> 48));
+        const auto sum =
+            static_cast<std::int64_t>((r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32 & 0xffff) + (r >> 48));
         return static_cast<float>(sum - 2 * 0xffff) * (1.7320508f / 65536.0f);
     }
 
