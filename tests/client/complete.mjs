@@ -11,26 +11,26 @@ const llama = await getLlama({
     logLevel: LlamaLogLevel.debug,
     logger: (level, text) => log.push(...text.trimEnd().split("\n"))
 });
-const model = await llama.loadModel({modelPath: request.model, gpuLayers: request.gpuLayers});
-const context = await model.createContext({
-    contextSize: request.contextSize,
-    ...(request.threads != null ? {threads: request.threads} : {})
-});
-const completion = new LlamaCompletion({contextSequence: context.getSequence()});
-
-const start = performance.now();
-const text = await completion.generateCompletion(request.prompt, {maxTokens: request.maxTokens, temperature: 0});
-const milliseconds = performance.now() - start;
-
-await context.dispose();
-await model.dispose();
-await llama.dispose();
-process.stdout.write(JSON.stringify({
-    text,
-    milliseconds,
-    gpuLayers: model.gpuLayers,
+const answer = {
     gpu: llama.gpu,
     supportsGpuOffloading: llama.supportsGpuOffloading,
-    buildType: llama.buildType,
-    log
-}) + "\n");
+    buildType: llama.buildType
+};
+try {
+    const model = await llama.loadModel({modelPath: request.model, gpuLayers: request.gpuLayers});
+    answer.gpuLayers = model.gpuLayers;
+    const context = await model.createContext({
+        contextSize: request.contextSize,
+        ...(request.threads != null ? {threads: request.threads} : {})
+    });
+    const completion = new LlamaCompletion({contextSequence: context.getSequence()});
+    const start = performance.now();
+    answer.text = await completion.generateCompletion(request.prompt, {maxTokens: request.maxTokens, temperature: 0});
+    answer.milliseconds = performance.now() - start;
+    await context.dispose();
+    await model.dispose();
+} catch (error) {
+    answer.error = error.message;
+}
+await llama.dispose();
+process.stdout.write(JSON.stringify({...answer, log}) + "\n");

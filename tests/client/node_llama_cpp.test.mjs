@@ -58,6 +58,8 @@ function complete(settings, request = {}) {
     assert.equal(result.signal, null, `node was killed by ${result.signal}\n${result.stderr.slice(-4000)}`);
     assert.equal(result.status, 0, result.stderr.slice(-4000));
     const answer = JSON.parse(result.stdout.trim().split("\n").at(-1));
+    if (request.fails !== true)
+        assert.equal(answer.error, undefined, answer.log.slice(-20).join("\n"));
     answer.ours = answer.log.filter((line) => line.includes("mixed-kv: "));
     answer.creation = answer.ours.filter((line) => /tensors mixed/.test(line));
     return answer;
@@ -111,9 +113,11 @@ describe("node-llama-cpp", () => {
         assert.ok(answer.text.length > 0);
     });
 
-    test("a wrong setting does not take the host down", () => {
-        const answer = complete({...withPlugin, GGML_MIXED_KV_WINDOW: "-1"});
+    test("a wrong setting is refused in one line and does not take the host down", () => {
+        const answer = complete({...withPlugin, GGML_MIXED_KV_WINDOW: "-1"}, {fails: true});
         assert.equal(answer.creation.length, 0);
-        assert.ok(answer.text.length > 0);
+        assert.match(answer.error, /context/);
+        const lines = answer.ours.filter((line) => line.includes("GGML_MIXED_KV_WINDOW='-1'"));
+        assert.ok(lines.length > 0, answer.ours.join("\n"));
     });
 });
