@@ -120,9 +120,9 @@ void attention(benchmark::State& state, const kernels::KernelSet* set, int forma
     std::size_t at = 0;
     for (auto _ : state) {
         for (int i = 0; i < 64; ++i) {  // a run of pages, as one head's part of a split has them
-            const kernels::PageData page{pool() + at * bytes, std::ptrdiff_t(head_dim) * 2, kPageTokens,
-                                         head_dim};
+            kernels::PageData page{pool() + at * bytes, std::ptrdiff_t(head_dim) * 2, kPageTokens, head_dim};
             at = at + 1 == n_blocks ? 0 : at + 1;
+            page.next = pool() + at * bytes;
             if (role == KvRole::key) {
                 const kernels::QkArgs args{page, q.data(), stride, rows, scores.data(), scratch};
                 format < 0 ? set->qk_f16(args) : set->formats[format].qk(args);
