@@ -43,9 +43,7 @@ namespace {
 
 constexpr int kPageRows = 64;
 
-constexpr int round_up(int n, int multiple) {
-    return (n + multiple - 1) / multiple * multiple;
-}
+constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 constexpr CodePlanes code_planes(int bits) {
     return {bits == 8, (bits & 4) != 0, (bits & 2) != 0, (bits & 1) != 0, bits & 4, bits & 6};
@@ -119,9 +117,7 @@ constexpr int q16_limit(int bits, int length) {
 }
 
 // The decode kernels' codes are centred: code - code_centre, so that rounding q acts on small numbers.
-constexpr int code_centre(int bits) {
-    return 1 << (bits - 1);
-}
+constexpr int code_centre(int bits) { return 1 << (bits - 1); }
 
 // Wide codes lose more by clipping than they win by finer steps.
 constexpr ClipFactors clip_factors(int bits) {
@@ -144,8 +140,7 @@ constexpr ClipFactors clip_factors(int bits) {
 // 1 / sqrt(size) for a power of two.
 constexpr float hadamard_norm(int size) {
     float norm = 1.0f;
-    for (; size >= 4; size /= 4)
-        norm *= 0.5f;
+    for (; size >= 4; size /= 4) norm *= 0.5f;
     return size == 2 ? norm * 0.70710678118654752440f : norm;
 }
 

@@ -23,9 +23,7 @@ float quantize(float t, float max_code) noexcept {
     return (t + kRoundMagic) - kRoundMagic;
 }
 
-float inverse(float scale) noexcept {
-    return scale > 0.0f ? 1.0f / scale : 0.0f;
-}
+float inverse(float scale) noexcept { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
 // Scale and zero point for the n values x[i * stride] (those with bit i of `counted`; all for nullptr): the
 // candidate range with the smallest squared error, summed in index order.
@@ -262,12 +260,8 @@ float BlockReader::param(std::size_t offset, int index) const noexcept {
     return fp16_to_fp32(bits);
 }
 
-float BlockReader::scale(int t, int c) const noexcept {
-    return param(0, is_key_ ? c : t);
-}
+float BlockReader::scale(int t, int c) const noexcept { return param(0, is_key_ ? c : t); }
 
-float BlockReader::zero(int t, int c) const noexcept {
-    return param(layout_.zeros, is_key_ ? c : t);
-}
+float BlockReader::zero(int t, int c) const noexcept { return param(layout_.zeros, is_key_ ? c : t); }
 
 }  // namespace mixed_kv::formats

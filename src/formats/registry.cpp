@@ -21,9 +21,7 @@ double ColdFormat::bits_per_value(KvRole role, int head_dim) const noexcept {
     return double(block_bytes(role, head_dim)) * 8.0 / (double(head_dim) * kPageTokens);
 }
 
-std::span<const ColdFormat> cold_formats() noexcept {
-    return kColdFormats;
-}
+std::span<const ColdFormat> cold_formats() noexcept { return kColdFormats; }
 
 const ColdFormat* find_cold_format(std::string_view name) noexcept {
     for (const ColdFormat& format : kColdFormats) {
@@ -34,8 +32,6 @@ const ColdFormat* find_cold_format(std::string_view name) noexcept {
     return nullptr;
 }
 
-int hadamard_size(int head_dim) noexcept {
-    return formats::hadamard_length(head_dim);
-}
+int hadamard_size(int head_dim) noexcept { return formats::hadamard_length(head_dim); }
 
 }  // namespace mixed_kv

@@ -8,9 +8,7 @@
 
 namespace mixed_kv::kernels {
 
-bool cpu_has_scalar() noexcept {
-    return true;
-}
+bool cpu_has_scalar() noexcept { return true; }
 
 #if defined(__x86_64__)
 namespace {
@@ -27,9 +25,7 @@ Registers cpuid(unsigned leaf, unsigned subleaf) noexcept {
     return r;
 }
 
-constexpr bool has(std::uint32_t word, std::uint32_t bits) noexcept {
-    return (word & bits) == bits;
-}
+constexpr bool has(std::uint32_t word, std::uint32_t bits) noexcept { return (word & bits) == bits; }
 
 // Register state that the operating system saves, XCR0.
 std::uint64_t enabled_state() noexcept {
@@ -60,12 +56,8 @@ bool cpu_has_avx512() noexcept {
 
 #else
 
-bool cpu_has_avx2() noexcept {
-    return false;
-}
-bool cpu_has_avx512() noexcept {
-    return false;
-}
+bool cpu_has_avx2() noexcept { return false; }
+bool cpu_has_avx512() noexcept { return false; }
 
 #endif
 

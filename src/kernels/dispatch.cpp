@@ -50,9 +50,7 @@ std::vector<std::string_view> compiled_isas() {
     return names;
 }
 
-const kernels::KernelSet& kernel_set(std::string_view name) {
-    return kernel_set_for(name, "kernel set");
-}
+const kernels::KernelSet& kernel_set(std::string_view name) { return kernel_set_for(name, "kernel set"); }
 
 const kernels::KernelSet& active_kernel_set() {
     // A throwing initialiser leaves the variable uninitialised: every later call reports the error again.

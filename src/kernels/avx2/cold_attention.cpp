@@ -105,8 +105,8 @@ inline __m256i odd_codes(__m256i bytes) noexcept { return _mm256_srli_epi16(byte
 
 // Scores of kRows rows for half kHalf of the page's tokens, vectors j0 .. j0 + kVectors - 1 of it.
 template <int kBits, int kHalf, int kRows, int kVectors>
-inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Scratch& s, int length, int r0,
-                    int j0) noexcept {
+inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Scratch& s, int length, int r0, int j0,
+                    Ahead& ahead) noexcept {
     const int n_groups = l.dim / 4;
     const std::int16_t* q16 = s.q16 + std::ptrdiff_t(r0) * length;
     __m256i sum[kRows][kVectors][2];
@@ -116,6 +116,7 @@ inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Scratch& s, int
         }
     }
     for (int g = 0; g < n_groups; ++g) {
+        ahead.step();
         for (int j = 0; j < kVectors; ++j) {
             const CodePair codes = load_codes<kBits, kHalf>(key_planes(a.keys.data, l, g, kHalf, j0 + j));
             const __m256i even_a = even_codes(codes.a), even_b = even_codes(codes.b);
@@ -170,7 +171,8 @@ inline void pv_step(const std::byte* block, const BlockLayout& l, const std::int
 }
 
 template <int kBits, int kRows, int kVectors>
-inline void pv_tile(const PvArgs& a, const BlockLayout& l, const Scratch& s, int r0, int v0) noexcept {
+inline void pv_tile(const PvArgs& a, const BlockLayout& l, const Scratch& s, int r0, int v0,
+                    Ahead& ahead) noexcept {
     __m256i sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < kVectors; ++v) {
@@ -179,6 +181,7 @@ inline void pv_tile(const PvArgs& a, const BlockLayout& l, const Scratch& s, int
     }
     const std::int16_t* p16 = s.q16 + std::ptrdiff_t(r0) * kPage;
     for (int u = 0; u < kPage / 8; u += 2) {
+        ahead.step();
         pv_step<kBits, 0>(a.values.data, l, p16, u, v0, sum);
         pv_step<kBits, 1>(a.values.data, l, p16, u + 1, v0, sum);
     }
@@ -199,12 +202,13 @@ void qk_cold(const QkArgs& a) noexcept {
     Scratch s = make_scratch(a.scratch, length);
     fold<kBits>(a.keys.data, l, a.q, a.q_stride, a.n_rows, length, formats::q16_limit(kBits, a.keys.head_dim),
                 s);
+    Ahead ahead(a.keys.next, l.bytes, (a.n_rows <= 2 ? 2 : 4) * (l.dim / 4));
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
         constexpr int kVectors = kRows <= 2 ? 2 : 1;
         for (int j = 0; j < 2; j += kVectors) {
-            qk_tile<kBits, 0, kRows, kVectors>(a, l, s, length, r, j);
-            qk_tile<kBits, 1, kRows, kVectors>(a, l, s, length, r, j);
+            qk_tile<kBits, 0, kRows, kVectors>(a, l, s, length, r, j, ahead);
+            qk_tile<kBits, 1, kRows, kVectors>(a, l, s, length, r, j, ahead);
         }
     });
 }
@@ -215,16 +219,17 @@ void pv_cold(const PvArgs& a) noexcept {
     Scratch s = make_scratch(a.scratch, kPage);
     fold<kBits>(a.values.data, l, a.p, kPage, a.n_rows, kPage, formats::q16_limit(kBits, kPage), s);
     const int n_vectors = l.dim / 8;
+    Ahead ahead(a.values.next, l.bytes, (a.n_rows <= 2 ? (n_vectors + 3) / 4 : n_vectors / 2) * (kPage / 16));
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
         int v = 0;
         if constexpr (kRows <= 2) {
             for (; v + 4 <= n_vectors; v += 4) {
-                pv_tile<kBits, kRows, 4>(a, l, s, r, v);
+                pv_tile<kBits, kRows, 4>(a, l, s, r, v, ahead);
             }
         }
         for (; v < n_vectors; v += 2) {
-            pv_tile<kBits, kRows, 2>(a, l, s, r, v);
+            pv_tile<kBits, kRows, 2>(a, l, s, r, v, ahead);
         }
     });
 }

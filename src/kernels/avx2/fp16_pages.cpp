@@ -55,9 +55,13 @@ inline void qk_tile(const QkArgs& a, int r0, int t0) noexcept {
     }
 }
 
-// kVectors vectors of 8 channels from c on, the last of them n < 8 wide if kPartial.
+// Tokens that pv takes at a time over all channels: strips of a whole page are no stream that the hardware
+// follows.
+constexpr int kChunk = 16;
+
+// Tokens [t0, t1), kVectors vectors of 8 channels from c on, the last of them n < 8 wide if kPartial.
 template <int kRows, int kVectors, bool kPartial>
-inline void pv_tile(const PvArgs& a, int r0, int c, int n = 8) noexcept {
+inline void pv_tile(const PvArgs& a, int r0, int t0, int t1, int c, int n = 8) noexcept {
     __m256 sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < kVectors; ++v) {
@@ -65,8 +69,11 @@ inline void pv_tile(const PvArgs& a, int r0, int c, int n = 8) noexcept {
         }
     }
     const float* p = a.p + r0 * kPage;
-    const std::byte* row = a.values.data + std::ptrdiff_t(c) * 2;
-    for (int t = 0; t < a.values.n_tokens; ++t, row += a.values.token_stride_bytes) {
+    const std::byte* row = a.values.data + t0 * a.values.token_stride_bytes + std::ptrdiff_t(c) * 2;
+    const std::ptrdiff_t ahead = kChunk * a.values.token_stride_bytes;
+    for (int t = t0; t < t1; ++t, row += a.values.token_stride_bytes) {
+        _mm_prefetch(reinterpret_cast<const char*>(row + ahead),
+                     _MM_HINT_T0);  // beyond the page at its end: no fault
         __m256 x[kVectors];
         for (int v = 0; v < kVectors; ++v) {
             x[v] = kPartial && v == kVectors - 1 ? load_halves(row + v * 16, n) : load_halves(row + v * 16);
@@ -107,20 +114,23 @@ void qk_f16(const QkArgs& a) noexcept {
 
 void pv_f16(const PvArgs& a) noexcept {
     const int dim = a.values.head_dim;
-    for_row_tiles(a.n_rows, [&](int r, auto rows) {
-        constexpr int kRows = decltype(rows)::value;
-        constexpr int kVectors = kRows <= 2 ? 4 : 2;
-        int c = 0;
-        for (; c + kVectors * 8 <= dim; c += kVectors * 8) {
-            pv_tile<kRows, kVectors, false>(a, r, c);
-        }
-        for (; c + 8 <= dim; c += 8) {
-            pv_tile<kRows, 1, false>(a, r, c);
-        }
-        if (c < dim) {
-            pv_tile<kRows, 1, true>(a, r, c, dim - c);
-        }
-    });
+    for (int t0 = 0; t0 < a.values.n_tokens; t0 += kChunk) {
+        const int t1 = t0 + kChunk < a.values.n_tokens ? t0 + kChunk : a.values.n_tokens;
+        for_row_tiles(a.n_rows, [&](int r, auto rows) {
+            constexpr int kRows = decltype(rows)::value;
+            constexpr int kVectors = kRows <= 2 ? 4 : 2;
+            int c = 0;
+            for (; c + kVectors * 8 <= dim; c += kVectors * 8) {
+                pv_tile<kRows, kVectors, false>(a, r, t0, t1, c);
+            }
+            for (; c + 8 <= dim; c += 8) {
+                pv_tile<kRows, 1, false>(a, r, t0, t1, c);
+            }
+            if (c < dim) {
+                pv_tile<kRows, 1, true>(a, r, t0, t1, c, dim - c);
+            }
+        });
+    }
 }
 
 void decode_f16(const DecodeArgs& a) noexcept {

@@ -68,6 +68,28 @@ inline void transpose(__m256 (&r)[8]) noexcept {
     r[3] = _mm256_permute2f128_ps(b3, b7, 0x20), r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
 }
 
+// Fetches the next page while this one is computed, a few lines per step: a strip of a block is no stream
+// that the hardware would follow, and pages are not neighbours in memory.
+struct Ahead {
+    const std::byte* at;
+    const std::byte* end;
+    std::size_t bytes_per_step;
+
+    // n_steps: how often step() is called at least while one page is computed.
+    Ahead(const std::byte* next, std::size_t bytes, int n_steps) noexcept
+        : at(next),
+          end(next != nullptr ? next + bytes : next),
+          bytes_per_step((bytes / std::size_t(n_steps) + 64) / 64 * 64) {}
+    void step() noexcept {
+        const std::byte* stop =
+            at + (static_cast<std::size_t>(end - at) < bytes_per_step ? static_cast<std::size_t>(end - at)
+                                                                      : bytes_per_step);
+        for (; at < stop; at += 64) {
+            _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+        }
+    }
+};
+
 // Calls f(std::integral_constant-like tag) with the number of rows in the next tile, 4 at a time.
 template <int kN>
 struct Int {

@@ -212,25 +212,13 @@ void decode_value(const DecodeArgs& a) noexcept {
     }
 }
 
-#define MIXED_KV_DEFINE_FORMAT(name, bits)                            \
-    void qk_##name##_scalar(const QkArgs& a) noexcept {               \
-        qk<bits>(a);                                                  \
-    }                                                                 \
-    void pv_##name##_scalar(const PvArgs& a) noexcept {               \
-        pv<bits>(a);                                                  \
-    }                                                                 \
-    void decode_key_##name##_scalar(const DecodeArgs& a) noexcept {   \
-        decode_key<bits>(a);                                          \
-    }                                                                 \
-    void decode_value_##name##_scalar(const DecodeArgs& a) noexcept { \
-        decode_value<bits>(a);                                        \
-    }                                                                 \
-    bool encode_key_##name##_scalar(const EncodeArgs& a) noexcept {   \
-        return formats::encode_key(bits, a);                          \
-    }                                                                 \
-    bool encode_value_##name##_scalar(const EncodeArgs& a) noexcept { \
-        return formats::encode_value(bits, a);                        \
-    }
+#define MIXED_KV_DEFINE_FORMAT(name, bits)                                                                 \
+    void qk_##name##_scalar(const QkArgs& a) noexcept { qk<bits>(a); }                                     \
+    void pv_##name##_scalar(const PvArgs& a) noexcept { pv<bits>(a); }                                     \
+    void decode_key_##name##_scalar(const DecodeArgs& a) noexcept { decode_key<bits>(a); }                 \
+    void decode_value_##name##_scalar(const DecodeArgs& a) noexcept { decode_value<bits>(a); }             \
+    bool encode_key_##name##_scalar(const EncodeArgs& a) noexcept { return formats::encode_key(bits, a); } \
+    bool encode_value_##name##_scalar(const EncodeArgs& a) noexcept { return formats::encode_value(bits, a); }
 MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
 
 }  // namespace

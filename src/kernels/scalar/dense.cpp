@@ -22,9 +22,7 @@ void row_to_fp32(const PageData& page, int t, float* out) noexcept {
 }  // namespace
 
 // Everything lives on the stack here; the size is the common minimum of the instruction sets.
-std::size_t scratch_bytes(int /*head_dim*/) noexcept {
-    return 64;
-}
+std::size_t scratch_bytes(int /*head_dim*/) noexcept { return 64; }
 
 void qk_f16(const QkArgs& a) noexcept {
     for (int t = 0; t < a.keys.n_tokens; ++t) {
