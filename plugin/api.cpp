@@ -1,7 +1,9 @@
 #include "api.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <exception>
 
 #include "device.h"
 #include "mixed_kv/isa.h"
@@ -95,6 +97,16 @@ int tensor_info(const ggml_tensor* t, mixed_kv_tensor_info* out) {
     return 1;
 }
 
+int configure_settings(const char* text, char* error, size_t size) {
+    try {
+        configure(text == nullptr ? "" : text);
+        return 1;
+    } catch (const std::exception& e) {
+        if (size > 0) std::snprintf(error, size, "%s", e.what());
+        return 0;
+    }
+}
+
 const char* isa() { return active_isa_name(); }
 const char* built_for_version() { return MIXED_KV_GGML_VERSION; }
 const char* built_for_commit() { return MIXED_KV_GGML_COMMIT; }
@@ -108,6 +120,7 @@ const mixed_kv_api kApi = {
     .cell_state = cell_state,
     .page = page,
     .tensor_info = tensor_info,
+    .configure = configure_settings,
     .isa = isa,
     .built_for_version = built_for_version,
     .built_for_commit = built_for_commit,

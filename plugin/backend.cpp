@@ -9,7 +9,6 @@
 #include "host_cpu.h"
 #include "kv_buffer.h"
 #include "log.h"
-#include "mixed_kv/isa.h"
 #include "op_match.h"
 #include "pool_hook.h"
 #include "report.h"
@@ -275,7 +274,7 @@ ggml_backend_t new_backend(ggml_backend_dev_t dev) {
         interface.free = free_backend;
         interface.synchronize = synchronize;
         interface.graph_compute = graph_compute;
-        return new ggml_backend{guid(), interface, dev, new Backend(active_kernel_set())};
+        return new ggml_backend{guid(), interface, dev, new Backend(kernel_set_in_use())};
     } catch (const std::exception& e) {
         MIXED_KV_LOG(ERROR, "%s", e.what());
         return nullptr;

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <string>
+
 #include "ggml-backend-impl.h"
+#include "mixed_kv/isa.h"
 #include "mixed_kv/settings.h"
 #include "mixed_kv_api.h"
 
@@ -9,8 +12,13 @@ namespace mixed_kv::plugin {
 ggml_backend_reg_t registration();
 ggml_backend_dev_t device();
 
-// The user's settings, read once when the plugin is loaded. Throws Error, each time, when they were refused.
-const Settings& settings();
+// The settings of caches created now: the environment's as read when the plugin was loaded, or what configure()
+// put in their place. Throws Error, each time, when they were refused.
+Settings settings();
+// "window=128,k=q4": see mixed_kv_api.configure. Throws Error and changes nothing when text is wrong.
+void configure(const std::string& text);
+// The kernels of backends and caches created now. Throws Error when MIXED_KV_ISA was refused.
+const kernels::KernelSet& kernel_set_in_use();
 // Name of the kernels in use; "none" when MIXED_KV_ISA was refused.
 const char* active_isa_name();
 

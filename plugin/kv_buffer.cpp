@@ -6,9 +6,9 @@
 #include <cerrno>
 #include <cstring>
 
+#include "device.h"
 #include "log.h"
 #include "mixed_kv/error.h"
-#include "mixed_kv/isa.h"
 #include "report.h"
 
 namespace mixed_kv::plugin {
@@ -110,7 +110,7 @@ void KvBuffer::init_tensor(const ggml_tensor* tensor) {
         config.n_stream = int(tensor->ne[2]);
         config.row_elements = int(tensor->ne[0]);
         config.format = role == KvRole::key ? settings_.key_format : settings_.value_format;
-        config.kernels = &active_kernel_set();
+        config.kernels = &kernel_set_in_use();
         config.arena = &arena_;
         config.tracker = entry->tracker = tracker_for(config.n_cells, config.n_stream);
         entry->tensor = std::make_unique<KvTensor>(config);

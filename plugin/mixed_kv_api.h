@@ -66,6 +66,7 @@ struct mixed_kv_tensor_info {
     char format[8];              // "f16", "q4", ...
     uint64_t block_bytes;        // of one head's cold page
     uint64_t hot_bytes, cold_bytes, overlay_bytes, pinned_bytes;
+    uint64_t rows_written;       // live rows of n_head * head_dim values
 };
 
 // A half-open address range, for measuring resident memory in /proc/self/smaps or with mincore().
@@ -87,6 +88,10 @@ struct mixed_kv_api {
     // False when t is not one of ours. page: 64 cells from the stream's cell 0.
     int (*page)(const struct ggml_tensor * t, int64_t stream, int64_t page, struct mixed_kv_page * out);
     int (*tensor_info)(const struct ggml_tensor * t, struct mixed_kv_tensor_info * out);
+    // Changes the settings of caches created from now on, for tools that compare several in one process:
+    // "window=128,sinks=8,k=q4,v=q4,isa=scalar"; what is not named takes its default. An empty text returns to the environment's.
+    // Returns 1, or 0 with one line in error (at most size bytes) and nothing changed.
+    int (*configure)(const char * text, char * error, size_t size);
     // Name of the active kernel set ("scalar", "avx2", ...).
     const char * (*isa)(void);
     // The ggml this plugin was built for.

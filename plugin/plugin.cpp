@@ -1,6 +1,12 @@
 // Entry point: what the host's loader finds, and the check that this plugin fits this host.
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <sstream>
 #include <string>
 
 #include "api.h"
@@ -32,6 +38,10 @@ const LoadedSettings& loaded() {
     return instance;
 }
 
+std::mutex override_mutex;
+std::optional<Settings> override_settings;
+const kernels::KernelSet* override_kernels = nullptr;
+
 const char* reg_name(ggml_backend_reg_t) { return MIXED_KV_REG_NAME; }
 size_t device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t) { return device(); }
@@ -59,9 +69,50 @@ bool fits_host() {
 
 }  // namespace
 
-const Settings& settings() {
+Settings settings() {
+    {
+        std::lock_guard<std::mutex> lock(override_mutex);
+        if (override_settings) return *override_settings;
+    }
     if (!loaded().refusal.empty()) throw Error(loaded().refusal);
     return loaded().settings;
+}
+
+void configure(const std::string& text) {
+    // Each "name=value" stands for the environment variable GGML_MIXED_KV_NAME.
+    std::map<std::string, std::string> variables;
+    const kernels::KernelSet* kernels = nullptr;
+    std::istringstream items(text);
+    for (std::string item; std::getline(items, item, ',');) {
+        const auto equals = item.find('=');
+        std::string name = item.substr(0, equals);
+        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return char(std::toupper(c)); });
+        if (name == "ISA" && equals != std::string::npos) {
+            kernels = &kernel_set(item.substr(equals + 1));
+            continue;
+        }
+        const bool known = name == "WINDOW" || name == "SINKS" || name == "K" || name == "V";
+        if (equals == std::string::npos || !known) {
+            throw Error("'" + item + "' is not a cache setting: window=N, sinks=N, k=FORMAT, v=FORMAT and isa=NAME are");
+        }
+        variables["GGML_MIXED_KV_" + name] = item.substr(equals + 1);
+    }
+    std::optional<Settings> parsed;
+    if (!text.empty()) {
+        parsed = Settings::from_environment([&](const char* name) -> std::optional<std::string> {
+            const auto found = variables.find(name);
+            if (found == variables.end()) return std::nullopt;
+            return found->second;
+        });
+    }
+    std::lock_guard<std::mutex> lock(override_mutex);
+    override_settings = parsed;
+    override_kernels = kernels;
+}
+
+const kernels::KernelSet& kernel_set_in_use() {
+    std::lock_guard<std::mutex> lock(override_mutex);
+    return override_kernels != nullptr ? *override_kernels : active_kernel_set();
 }
 
 const char* active_isa_name() { return loaded().isa.c_str(); }

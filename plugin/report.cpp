@@ -171,6 +171,7 @@ mixed_kv_tensor_info describe_entry(const KvEntry& entry) {
         info.cold_bytes = m.cold;
         info.overlay_bytes = m.overlay;
         info.pinned_bytes = m.pinned;
+        info.rows_written = std::uint64_t(m.rows_written);
     }
     return info;
 }

@@ -1,0 +1,131 @@
+#include "mixed-kv-eval/configuration.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "common/command_line.h"
+#include "mixed_kv/settings.h"
+
+namespace mixed_kv::tools {
+
+namespace {
+
+constexpr const char* kExact = "k=f16,v=f16";
+
+std::string default_settings() {
+    const Settings s = Settings::from_environment([](const char*) { return std::nullopt; });
+    return fmt::format("window={},sinks={},k={},v={}", s.window, s.sinks, format_name(s.key_format),
+                       format_name(s.value_format));
+}
+
+}  // namespace
+
+Configuration parse_configuration(const std::string& name) {
+    Configuration c;
+    c.name = name;
+    if (name == "f16" || name == "f16:scalar") {
+        c.settings = std::string(kExact) + (name == "f16" ? "" : ",isa=scalar");
+        return c;
+    }
+    if (name.rfind("host:", 0) == 0) {
+        std::string type = name.substr(5);
+        if (const auto suffix = type.find(":norot"); suffix != std::string::npos && suffix + 6 == type.size()) {
+            c.rotation = false;
+            type.resize(suffix);
+        }
+        const auto found = cache_type_from_name(type);
+        if (!found) throw UsageError(fmt::format("'{}': llama.cpp's cache types are {}", name, cache_type_names()));
+        c.owner = CacheOwner::host;
+        c.host_type = *found;
+        return c;
+    }
+    if (name == "mixed:balanced" || name == "mixed") {
+        c.settings = default_settings();
+        return c;
+    }
+    if (name.rfind("mixed:", 0) == 0) {
+        c.settings = name.substr(6);
+        return c;
+    }
+    throw UsageError(fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:balanced or "
+                                 "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N", name));
+}
+
+std::vector<Configuration> parse_configurations(const std::string& list) {
+    std::vector<std::string> names;
+    std::string item;
+    const auto take = [&] {
+        if (item.empty()) return;
+        const bool continues = !names.empty() && names.back().rfind("mixed:", 0) == 0 &&
+                               item.find('=') != std::string::npos && item.find(':') == std::string::npos;
+        if (continues) {
+            names.back() += ',' + item;
+        } else {
+            names.push_back(item);
+        }
+        item.clear();
+    };
+    for (const char c : list) {
+        if (c == ',' || c == ';' || c == ' ') {
+            take();
+            // Only a comma continues a configuration.
+        } else {
+            item += c;
+        }
+    }
+    take();
+    std::vector<Configuration> result;
+    for (const std::string& name : names) result.push_back(parse_configuration(name));
+    if (result.empty()) throw UsageError("--configs names no configuration");
+    return result;
+}
+
+EvaluatedCache::EvaluatedCache(const Configuration& configuration, const Plugin& plugin, llama_model* host_model,
+                               llama_model* plugin_model, ContextOptions options)
+    : name_(configuration.name), plugin_(plugin), ours_(configuration.owner == CacheOwner::plugin) {
+    options.flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (!ours_) {
+        options.type_k = options.type_v = configuration.host_type;
+        host_bits_ = 8.0 * double(ggml_type_size(configuration.host_type)) / double(ggml_blck_size(configuration.host_type));
+        const double head_dim = double(llama_model_n_embd(host_model)) / llama_model_n_head(host_model);
+        host_values_per_row_ = 2.0 * llama_model_n_layer(host_model) * llama_model_n_head_kv(host_model) * head_dim;
+        // llama.cpp reads this when a cache is created.
+        setenv("LLAMA_ATTN_ROT_DISABLE", configuration.rotation ? "0" : "1", 1);
+        context_ = std::make_unique<Context>(host_model, options);
+        return;
+    }
+    char error[256] = "";
+    if (plugin.api().configure(configuration.settings.c_str(), error, sizeof error) == 0) {
+        throw UsageError(fmt::format("'{}': {}", configuration.name, error));
+    }
+    first_tensor_ = plugin.tensors().size();
+    context_ = std::make_unique<Context>(plugin_model, options);
+    n_tensors_ = plugin.tensors().size() - first_tensor_;
+    plugin.api().configure("", error, sizeof error);
+}
+
+double EvaluatedCache::kv_bytes() const {
+    if (!ours_) {
+        const double rows = double(llama_memory_seq_pos_max(context_->memory(), 0) + 1);
+        return rows * host_values_per_row_ * host_bits_ / 8.0;
+    }
+    const auto tensors = plugin_.tensors();
+    double bytes = 0;
+    for (std::size_t i = first_tensor_; i < first_tensor_ + n_tensors_ && i < tensors.size(); ++i) {
+        bytes += double(tensors[i].hot_bytes + tensors[i].cold_bytes + tensors[i].overlay_bytes + tensors[i].pinned_bytes);
+    }
+    return bytes;
+}
+
+double EvaluatedCache::bits_per_value() const {
+    if (!ours_) return host_bits_;
+    const auto tensors = plugin_.tensors();
+    double values = 0;
+    for (std::size_t i = first_tensor_; i < first_tensor_ + n_tensors_ && i < tensors.size(); ++i) {
+        values += double(tensors[i].rows_written) * double(tensors[i].n_head) * double(tensors[i].head_dim);
+    }
+    return values == 0 ? 0 : 8.0 * kv_bytes() / values;
+}
+
+}  // namespace mixed_kv::tools

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/llama_handles.h"
+#include "common/plugin.h"
+
+namespace mixed_kv::tools {
+
+// One cache to evaluate. Names:
+//   f16                                    our storage, everything exact, float32 accumulation: the reference
+//   host:TYPE[:norot]                      llama.cpp's own cache; norot: LLAMA_ATTN_ROT_DISABLE=1
+//   mixed:balanced                         our defaults
+//   mixed:k=q4,v=q4,window=128,sinks=8     our cache; what is not named takes its default
+struct Configuration {
+    std::string name;
+    CacheOwner owner = CacheOwner::plugin;
+    std::string settings;               // for mixed_kv_api.configure
+    ggml_type host_type = GGML_TYPE_F16;
+    bool rotation = true;
+};
+
+// Throws UsageError for a name that is none of the above.
+Configuration parse_configuration(const std::string& name);
+
+// Splits a list at semicolons and spaces; commas separate configurations too, except inside "mixed:...", where
+// name=value pairs continue the configuration.
+std::vector<Configuration> parse_configurations(const std::string& list);
+
+// A context with the cache of a configuration, and what that cache holds.
+class EvaluatedCache {
+  public:
+    // models: one per owner; the plugin's may be null when every configuration is the host's.
+    EvaluatedCache(const Configuration& configuration, const Plugin& plugin, llama_model* host_model,
+                   llama_model* plugin_model, ContextOptions options);
+
+    Context& context() { return *context_; }
+    const std::string& name() const { return name_; }
+    // Stored bits per value of the live rows now, everything included; host caches: their type's.
+    double bits_per_value() const;
+    // Bytes of storage of the live rows now.
+    double kv_bytes() const;
+
+  private:
+    std::string name_;
+    const Plugin& plugin_;
+    std::unique_ptr<Context> context_;
+    bool ours_;
+    double host_bits_ = 16;
+    double host_values_per_row_ = 0;  // all layers, K and V
+    std::size_t first_tensor_ = 0, n_tensors_ = 0;  // in Plugin::tensors()
+};
+
+}  // namespace mixed_kv::tools
