@@ -88,7 +88,7 @@ std::filesystem::path folder_of(const std::filesystem::path& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
-std::string stem_of(const std::string& file_name) { return "." + file_name.substr(0, kMaxStem) + "."; }
+std::string stem_of(const std::string& file_name) { return cat('.', file_name.substr(0, kMaxStem), '.'); }
 
 bool is_temp_of(std::string_view entry, const std::string& file_name) {
     const std::string stem = stem_of(file_name);

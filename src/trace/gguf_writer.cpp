@@ -25,8 +25,13 @@ constexpr uint64_t kTypicalInfoBytes = 8 + 28 + 4 + 4 * 8 + 4 + 8;
 
 constexpr uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
+// Not insert(): GCC 12 sees an overflow in it that cannot happen (-Wstringop-overflow).
 void put(std::vector<std::byte>& out, std::span<const std::byte> bytes) {
-    out.insert(out.end(), bytes.begin(), bytes.end());
+    const size_t at = out.size();
+    out.resize(at + bytes.size());
+    if (!bytes.empty()) {
+        std::memcpy(out.data() + at, bytes.data(), bytes.size());
+    }
 }
 
 template <typename T>

@@ -362,8 +362,10 @@ uint64_t TraceEstimate::bytes() const {
             const double cold = hot_rows == INT64_MAX ? 0.0
                                 : compact             ? tokens
                                           : static_cast<double>(std::max<int64_t>(used - hot_rows, 0));
-            record +=
-                (k_row + v_row) * (exact * bytes_per_value + cold * cold_bytes_per_value) + 16.0 * exact;
+            // Lists of rows, 8 bytes each for K and V, and of pages of 64 tokens, up to 40 bytes each.
+            const double pages = hot_rows == INT64_MAX ? 0.0 : static_cast<double>(used) / 64.0 + 1.0;
+            record += (k_row + v_row) * (exact * bytes_per_value + cold * cold_bytes_per_value) +
+                      16.0 * exact + 80.0 * pages;
         }
         const bool share = form == TraceForm::compact;
         const auto layers = static_cast<double>(n_layers);

@@ -221,10 +221,10 @@ TEST(TraceFile, EstimateIsCloseAndNotTooLow) {
         for (const TraceForm form : {TraceForm::self_contained, TraceForm::compact}) {
             const bool mixed = cache == CacheKind::mixed;
             TraceEstimate estimate{.form = form,
-                                   .n_layers = 3,
-                                   .n_prompt = 500,
+                                   .n_layers = 2,
+                                   .n_prompt = 200,
                                    .n_ubatch = 50,
-                                   .n_decode = 100,
+                                   .n_decode = 40,
                                    .n_head = 8,
                                    .n_head_kv = 4,
                                    .head_dim_k = 128,
@@ -240,18 +240,20 @@ TEST(TraceFile, EstimateIsCloseAndNotTooLow) {
                                 .expected_records = static_cast<uint64_t>(estimate.n_records())});
             SampleShape shape{
                 .cache = cache, .n_head = 8, .n_head_kv = 4, .head_dim = 128, .n_used = 0, .hot_rows = 40};
-            for (int step = 0; step < 110; ++step) {
-                shape.n_tokens = step < 10 ? 50 : 1;
+            for (int step = 0; step < 44; ++step) {
+                shape.n_tokens = step < 4 ? 50 : 1;
                 shape.n_used += shape.n_tokens;
-                for (int layer = 0; layer < 3; ++layer) {
+                for (int layer = 0; layer < 2; ++layer) {
                     writer.append(sample_record(layer, step, shape));
                 }
             }
             EXPECT_EQ(static_cast<int64_t>(writer.n_records()), estimate.n_records());
             writer.finish();
             const auto real = static_cast<double>(std::filesystem::file_size(folder / "t.gguf"));
-            EXPECT_GE(static_cast<double>(estimate.bytes()), real) << mixed;
-            EXPECT_LE(static_cast<double>(estimate.bytes()), 1.5 * real) << mixed;
+            EXPECT_GE(static_cast<double>(estimate.bytes()), real)
+                << "mixed " << mixed << ", form " << static_cast<int>(form);
+            EXPECT_LE(static_cast<double>(estimate.bytes()), 1.5 * real + 65536)
+                << "mixed " << mixed << ", form " << static_cast<int>(form);
         }
     }
 }
