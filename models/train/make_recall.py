@@ -35,7 +35,7 @@ def build(rng, text, start, facts, vocab, names):
     """One context as a dictionary."""
     pairs, inserts = plan(rng, facts)
     filler, starts = text.at(start, N_TOKENS)
-    ids, _, _ = recall.merge(filler, starts, inserts, N_TOKENS - 1)
+    ids, _ = recall.merge(filler, starts, inserts, N_TOKENS - 1)
     while not vocab.model.id_to_piece(ids[-1]).startswith("\u2581"):
         ids.pop()       # end at a whole word, or the text would be tokenized otherwise
     ids.pop()

@@ -49,11 +49,11 @@ class FactTokens:
 def merge(filler, starts_sentence, inserts, length):
     """Plants sentences in filler.
 
-    inserts: list of (position, ids, answer weight), position in the resulting sequence; each is moved
-    on to the next sentence start of the filler. Returns (ids, weights, places) of the given length;
-    places lists the index of the first token of every insert that fits, in the order of position.
+    inserts: list of (position, ids, place of the answer in ids, its weight), position in the resulting
+    sequence; each is moved on to the next sentence start of the filler. Returns (ids, weights) of the
+    given length; what does not fit falls off the end.
     """
-    ids, weights, places = [], [], []
+    ids, weights = [], []
     taken = 0
     for position, fact_ids, answer_at, answer_weight in sorted(inserts, key=lambda item: item[0]):
         wanted = max(taken, taken + position - len(ids))
@@ -61,7 +61,6 @@ def merge(filler, starts_sentence, inserts, length):
         ids.extend(filler[taken:stop])
         weights.extend([1.0] * (stop - taken))
         taken = stop
-        places.append(len(ids))
         fact_weights = [FRAME_WEIGHT] * len(fact_ids)
         fact_weights[answer_at - 1] = 0.0           # the name: nothing foretells it
         fact_weights[answer_at] = answer_weight
@@ -70,7 +69,7 @@ def merge(filler, starts_sentence, inserts, length):
     rest = max(0, length - len(ids))
     ids.extend(filler[taken:taken + rest])
     weights.extend([1.0] * rest)
-    return ids[:length], weights[:length], places
+    return ids[:length], weights[:length]
 
 
 def training_sequence(rng, text, facts, length, n_facts):
@@ -84,5 +83,4 @@ def training_sequence(rng, text, facts, length, n_facts):
         ids = facts.encode(name, value)
         for i, position in enumerate(mentions):
             inserts.append((int(position), ids, facts.answer_at, ANSWER_WEIGHT if i else 0.0))
-    ids, weights, _ = merge(filler, starts, inserts, length)
-    return ids, weights
+    return merge(filler, starts, inserts, length)
