@@ -54,7 +54,6 @@ void FlashDecode::Impl::set_sizes() {
     sizes.o_stride = round_up(args.head_dim_v, 16);
     sizes.v_stride = round_up(std::max(args.head_dim_k, args.head_dim_v), 16);
     sizes.v_rotation = args.v_is_k ? 1 : hadamard_size(args.head_dim_v);
-    sizes.decode_path = plan.decode_path();
     sizes.kernel_bytes = set.scratch_bytes(std::max(args.head_dim_k, args.head_dim_v));
     scratch_bytes = Scratch::bytes(sizes);
 }

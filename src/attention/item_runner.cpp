@@ -12,6 +12,7 @@ namespace mixed_kv::attention {
 void ItemRunner::run(const Item& item) noexcept {
     tile_ = &plan_.tiles()[std::size_t(item.tile)];
     n_rows_ = tile_->n_rows();
+    page_end_ = item.page_end;
     gather_q();
     run_pages(item, Values::any);
     if (!result_is_finite()) run_pages(item, Values::may_be_infinite);
@@ -24,10 +25,10 @@ void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
         if (kind == MaskPages::hidden) continue;
         const PageStep step{page, int(std::min<std::int64_t>(kPageTokens, args_.n_kv - page * kPageTokens)),
                             &page_at(keys(), page), &page_at(values(), page)};
-        if (sizes_.decode_path) {
-            decode_scores(step);
+        if (step.k->state == PageState::empty) {
+            std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
         } else {
-            tile_scores(step);
+            stored_scores(step);
         }
         const bool mixed = kind == MaskPages::mixed;
         if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
@@ -35,10 +36,10 @@ void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
         if (step.v->state == PageState::empty) continue;  // zero values add nothing
         if (values_are == Values::may_be_infinite) {
             visible_values(step);
-        } else if (!sizes_.decode_path || (args_.v_is_k && step.v->state == PageState::cold)) {
-            tile_values(step);  // also for key blocks read as values: there is no kernel for p * K
+        } else if (args_.v_is_k && step.v->state == PageState::cold) {
+            decoded_values(step);  // there is no kernel for p * K
         } else {
-            decode_values(step);
+            stored_values(step);
         }
     }
     if (rotated_used_) {

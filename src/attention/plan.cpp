@@ -10,8 +10,8 @@ namespace mixed_kv::attention {
 
 namespace {
 
-// Rows of a tile for many queries: enough to pay for decoding each page once per tile, few enough that q,
-// both accumulators, the scores and a decoded page stay in a 512 KiB L2 at head_dim 128.
+// Most rows of a tile: enough to pay for reading a page again for the next tile, few enough that q, both
+// accumulators, the scores and a page stay in a 512 KiB L2 at head_dim 128.
 constexpr int kTileRows = 128;
 
 // Parts wanted per thread: more even out threads of unequal speed, fewer save merging.
@@ -55,14 +55,13 @@ void Plan::build(const AttentionArgs& args, const MaskPages& mask_pages, int n_t
     cut_pages(n_threads);
 }
 
-// Tiles: all rows of a KV head where the decode kernels take them, else pieces of about kTileRows rows.
-// Pieces hold 16, 32, ... or a divisor of 16 queries, so that they meet the mask's 16-query tiles.
+// Tiles: all rows of a KV head where these are few, else pieces of about kTileRows rows, which hold 16, 32,
+// ... or a divisor of 16 queries, so that they meet the mask's 16-query tiles.
 void Plan::cut_rows(const AttentionArgs& args) {
     const int n_gqa = args.n_head / args.n_head_kv;
-    decode_path_ = args.n_q * n_gqa <= kernels::kMaxDecodeRows;
     head_chunk_ = n_gqa;
     query_chunk_ = args.n_q;
-    if (!decode_path_) {
+    if (args.n_q * n_gqa > kTileRows) {
         head_chunk_ = std::min(n_gqa, kTileRows);
         const int queries = std::max(1, kTileRows / head_chunk_);
         query_chunk_ = queries >= MaskPages::kTileQueries

@@ -42,8 +42,6 @@ struct MergeJob {
 
 class Plan {
   public:
-    // True when a tile's rows are few enough for the kernels that read pages in their stored form.
-    bool decode_path() const noexcept { return decode_path_; }
     int max_rows() const noexcept { return max_rows_; }
     std::int64_t n_pages() const noexcept { return n_pages_; }
     std::int64_t n_states() const noexcept { return n_states_; }
@@ -65,7 +63,6 @@ class Plan {
     void cut_pages(int n_threads);
     void add_parts(std::int32_t tile, std::int64_t cost, int n_parts);
 
-    bool decode_path_ = true;
     int max_rows_ = 0;
     int head_chunk_ = 0;
     std::int64_t query_chunk_ = 0;

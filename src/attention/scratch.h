@@ -46,7 +46,6 @@ struct Sizes {
     std::ptrdiff_t o_stride = 0;  // floats of an output row, head_dim_v padded to 16
     std::ptrdiff_t v_stride = 0;  // floats of a decoded row, the wider of K and V padded to 16
     int v_rotation = 1;           // hadamard_size() of cold value pages, 1 when they are stored as they are
-    bool decode_path = true;
     std::size_t kernel_bytes = 0;
 };
 
@@ -54,16 +53,14 @@ struct Sizes {
 struct Scratch {
     float* q;          // [max_rows][q_stride], kq_scale applied, padding 0
     float* scores;     // [max_rows][64]: scores, then logits, then p
-    float* overlay;    // [max_rows][64]: scores, later p, of overlay rows (decode path only)
+    float* overlay;    // [kMaxDecodeRows][64]: scores, later p, of overlay rows
     float* o;          // [max_rows][o_stride]: sum of p * v
     float* o_rotated;  // [max_rows][o_stride]: the same in the rotated basis of cold values
     float* m;          // [max_rows] running maximum of the logits
     float* l;          // [max_rows] sum of exp(logit - m)
     float* rescale;    // [max_rows]
     float* slope;      // [max_rows] ALiBi slope of the row's head
-    float* keys;       // [head_dim_k][64] decoded keys, transposed (tile path only)
     float* values;     // [64][v_stride] decoded values
-    float* row;        // [v_stride] one decoded overlay row
     std::byte* kernel;
 
     static std::size_t bytes(const Sizes& s) noexcept { return lay_out(s, nullptr, nullptr); }
@@ -84,16 +81,14 @@ struct Scratch {
         const std::size_t rows = std::size_t(s.max_rows);
         floats(&Scratch::q, rows * std::size_t(s.q_stride));
         floats(&Scratch::scores, rows * kPageTokens);
-        floats(&Scratch::overlay, s.decode_path ? rows * kPageTokens : 0);
+        floats(&Scratch::overlay, kernels::kMaxDecodeRows * kPageTokens);
         floats(&Scratch::o, rows * std::size_t(s.o_stride));
         floats(&Scratch::o_rotated, rows * std::size_t(s.o_stride));
         floats(&Scratch::m, rows);
         floats(&Scratch::l, rows);
         floats(&Scratch::rescale, rows);
         floats(&Scratch::slope, rows);
-        floats(&Scratch::keys, s.decode_path ? 0 : std::size_t(s.q_stride) * kPageTokens);
         floats(&Scratch::values, std::size_t(s.v_stride) * kPageTokens);
-        floats(&Scratch::row, std::size_t(s.v_stride));
         std::byte* kernel_scratch = take(s.kernel_bytes);
         if (out != nullptr) out->kernel = kernel_scratch;
         return at;

@@ -55,7 +55,7 @@ TEST(Plan, CoversEveryRowAndPageOnce) {
                 std::map<std::vector<std::int64_t>, int> rows;  // (stream, query, head)
                 for (const Tile& tile : plan.tiles()) {
                     EXPECT_LE(tile.n_rows(), plan.max_rows());
-                    EXPECT_LE(plan.max_rows(), plan.decode_path() ? kernels::kMaxDecodeRows : 128);
+                    EXPECT_LE(plan.max_rows(), 128);
                     for (int row = 0; row < tile.n_rows(); ++row) {
                         const int head = tile.head0 + row % tile.n_head;
                         EXPECT_EQ(head / n_gqa, tile.head_kv);

@@ -266,15 +266,9 @@ ErrorModel AttentionCase::error_model() {
         }
         return false;
     };
-    // Beyond the decode kernels' rows, and for values that are keys, pages are decoded to float.
-    const bool integers = spec_.n_q * (spec_.n_head / spec_.n_head_kv) <= kernels::kMaxDecodeRows;
-    return {spec_.head_dim_k,
-            spec_.head_dim_v,
-            spec_.n_kv,
-            integers && has_cold(k_.get()),
-            integers && has_cold(v_.get()),
-            has_cold(v_.get()),
-            value_range_};
+    // Cold pages are read as integers; for values that are keys they are decoded to float (v_ is null then).
+    return {spec_.head_dim_k,   spec_.head_dim_v,   spec_.n_kv,  has_cold(k_.get()),
+            has_cold(v_.get()), has_cold(v_.get()), value_range_};
 }
 
 RowErrors AttentionCase::check(const std::vector<float>& out) {

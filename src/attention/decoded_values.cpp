@@ -1,5 +1,4 @@
-// Many query rows: each page is decoded to float once per tile, then multiplied.
-#include <algorithm>
+// Values decoded to float first: where no kernel takes them as they are stored.
 #include <bit>
 
 #include "attention/item_runner.h"
@@ -7,37 +6,8 @@
 
 namespace mixed_kv::attention {
 
-// scores[r][t] of one page.
-void ItemRunner::tile_scores(const PageStep& step) noexcept {
-    const PageTable& table = keys();
-    const Page& page = *step.k;
-    if (page.state == PageState::empty) {
-        std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
-        return;
-    }
-    const kernels::DecodeArgs decode{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
-                                     s_.keys, kPageTokens, true};
-    if (is_fp16(page)) {
-        set_.decode_f16(decode);
-    } else {
-        set_.formats[table.layout.format_index].decode_key(decode);
-        if (page.overlay != 0) {
-            const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_k);
-            const std::byte* row = overlay.data;
-            for (std::uint64_t rest = page.overlay; rest != 0;
-                 rest &= rest - 1, row += overlay.token_stride_bytes) {
-                set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), s_.row, args_.head_dim_k);
-                float* column = s_.keys + std::countr_zero(rest);
-                for (int d = 0; d < args_.head_dim_k; ++d) column[d * kPageTokens] = s_.row[d];
-            }
-        }
-    }
-    set_.gemm({s_.q, sizes_.q_stride, s_.keys, kPageTokens, s_.scores, kPageTokens, n_rows_, kPageTokens,
-               args_.head_dim_k, false});
-}
-
 // The values of one page as float rows, in the basis of the page's block, overlay rows included.
-void ItemRunner::decode_page_values(const PageStep& step) noexcept {
+void ItemRunner::values_to_float(const PageStep& step) noexcept {
     const PageTable& table = values();
     const Page& page = *step.v;
     // A key block decodes whole rows, also where V is narrower.
@@ -61,15 +31,15 @@ void ItemRunner::decode_page_values(const PageStep& step) noexcept {
 }
 
 // o += p * V of one page.
-void ItemRunner::tile_values(const PageStep& step) noexcept {
-    decode_page_values(step);
+void ItemRunner::decoded_values(const PageStep& step) noexcept {
+    values_to_float(step);
     set_.gemm({s_.scores, kPageTokens, s_.values, sizes_.v_stride, value_sum(*step.v), sizes_.o_stride,
                n_rows_, args_.head_dim_v, kPageTokens, true});
 }
 
 // The same, leaving out cells of weight 0. Slow, for pages that hold rows which are not finite.
 void ItemRunner::visible_values(const PageStep& step) noexcept {
-    decode_page_values(step);
+    values_to_float(step);
     float* sum = value_sum(*step.v);
     for (int row = 0; row < n_rows_; ++row) {
         for (int t = 0; t < kPageTokens; ++t) {
