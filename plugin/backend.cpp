@@ -90,6 +90,7 @@ ggml_status Backend::write(ggml_tensor* op) {
     std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
     // Hosts that do not announce graphs are recognised by writing the same tensor again.
     if (entry.written_epoch == epoch_) start_epoch();
+    if (entry.written_epoch != 0) buffer.report_placement();  // a graph has been computed
     entry.written_epoch = epoch_;
     read_cells(op, first_cell(entry, op), cells_);
     if (entry.tracker != nullptr) entry.tracker->on_write(epoch_, cells_);
@@ -159,6 +160,7 @@ ggml_status Backend::attend(ggml_tensor* op) {
         const int first_stream = int(first_cell(entry, k) / entry.n_cells);
         entry.tracker->on_mask(epoch_, mask_view(op->src[3]), first_stream, int(q->ne[3]), q->ne[1], k->ne[1]);
     }
+    buffer.note_attention(attention_layer(op));
     batch_.add_attention(buffer, op, mask_pages(op));
     return GGML_STATUS_SUCCESS;
 }

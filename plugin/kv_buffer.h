@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -80,6 +81,13 @@ class KvBuffer {
     // Returns whether it has been said.
     bool announce(bool force);
 
+    // Layers (of the queries) whose attention over this cache the host has offered us, and those it gave us. A layer
+    // that shares another one's K/V may be computed by the CPU over copies; report_placement() says so once, after
+    // the first graph.
+    void offer_attention(int layer) { offered_layers_.insert(layer); }
+    void note_attention(int layer) { if (!placement_reported_) attended_layers_.insert(layer); }
+    void report_placement();
+
     // Held during every use of the contents. Contexts may share a cache.
     std::recursive_mutex mutex;
 
@@ -96,6 +104,8 @@ class KvBuffer {
     std::vector<std::unique_ptr<KvEntry>> entries_;  // by address
     std::vector<std::string> pin_reasons_;           // said already
     bool announced_ = false;
+    std::set<int> offered_layers_, attended_layers_;
+    bool placement_reported_ = false;
 };
 
 ggml_backend_buffer_type_t buffer_type();

@@ -1,5 +1,8 @@
 #include "op_match.h"
 
+#include <cstdlib>
+#include <cstring>
+
 #include "host_cpu.h"
 #include "kernels/contract.h"
 
@@ -118,6 +121,7 @@ void learn(const ggml_tensor* op, OpKind kind) {
         KvEntry* ve = KvBuffer::entry_of(v);
         ke->offered = {int(k->ne[2]), int(k->ne[0])};
         if (ve != ke) ve->offered = {int(v->ne[2]), int(v->ne[0])};
+        if (const int layer = attention_layer(op); layer >= 0) KvBuffer::buffer_of(k)->offer_attention(layer);
         ke->expected_pin.clear();
         ve->expected_pin.clear();
     } else if (kind == OpKind::delegate) {
@@ -131,6 +135,13 @@ void learn(const ggml_tensor* op, OpKind kind) {
 }
 
 }  // namespace
+
+int attention_layer(const ggml_tensor* op) {
+    const char* name = root_of(op->src[0])->name;
+    const char* dash = std::strrchr(name, '-');
+    if (dash == nullptr || dash[1] < '0' || dash[1] > '9') return -1;
+    return std::atoi(dash + 1);
+}
 
 std::int64_t first_cell(const KvEntry& entry, const ggml_tensor* view) {
     return std::int64_t(offset_of(entry, view) / entry.row_bytes);

@@ -24,6 +24,9 @@ bool supports(const ggml_tensor* op);
 // For a delegated op: why the KV tensors it touches have to be plain F16.
 std::string pin_reason(const ggml_tensor* op);
 
+// The layer an attention belongs to, from the name llama.cpp gives its query (Qcur-<layer>); -1 when there is none.
+int attention_layer(const ggml_tensor* op);
+
 // First cell (stream * n_cells + cell) of a view of an entry.
 std::int64_t first_cell(const KvEntry& entry, const ggml_tensor* view);
 

@@ -225,4 +225,17 @@ bool KvBuffer::announce(bool force) {
     return true;
 }
 
+void KvBuffer::report_placement() {
+    if (placement_reported_ || attended_layers_.empty()) return;
+    placement_reported_ = true;
+    std::string layers;
+    for (int layer : offered_layers_) {
+        if (attended_layers_.count(layer) == 0) layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
+    }
+    if (layers.empty()) return;
+    Report::instance().say(true, "attention of layer(s) " + layers +
+                                     " runs on the CPU over decoded copies of the cache (they share another layer's K and V, and "
+                                     "the host's scheduler places them there): right, but slow");
+}
+
 }  // namespace mixed_kv::plugin
