@@ -1,0 +1,233 @@
+// kqv-tensor-reader: opens a trace of attention (kqv-trace-monitor), recomputes every recorded op with
+// libtorch and in double, and says how far off the recorded outputs are. Exit status: 0 all within tolerance,
+// 1 some not, 2 the file or the command line is refused.
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <new>
+#include <optional>
+
+#include "kqv-tensor-reader/check.h"
+#include "kqv-tensor-reader/listing.h"
+#include "kqv-tensor-reader/npy.h"
+#include "kqv-tensor-reader/report.h"
+#include "mixed_kv/error.h"
+#include "trace/trace_reader.h"
+
+namespace mixed_kv::trace_tools {
+
+namespace {
+
+constexpr int kExitPass = 0, kExitFail = 1, kExitRefused = 2;
+
+struct Arguments {
+    std::string input, csv, picture, npy;
+    CheckOptions check;
+    std::optional<int32_t> step, layer;
+    bool shapes = false, json = false, list_only = false, quiet = false;
+};
+
+// The file could not be written: not the trace's fault.
+class OutputError : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
+void write_file(const std::string& path, const std::string& content) {
+    std::ofstream file(path, std::ios::binary | std::ios::trunc);
+    file << content;
+    file.close();
+    if (!file) throw OutputError("cannot write '" + path + "': " + std::strerror(errno));
+}
+
+std::optional<int> parse(int argc, char** argv, Arguments& arguments) {
+    CLI::App app("Recomputes the attention recorded in a trace file and reports the errors.",
+                 "kqv-tensor-reader");
+    std::string reference = "both";
+    app.add_option("-i,--input,file", arguments.input, "Trace file")->required()->type_name("FILE");
+    app.add_option(
+           "--tol", arguments.check.tolerance,
+           "Tolerance: largest error of a row over the largest |V| it sees, a tenth of its relative L2 error")
+        ->capture_default_str();
+    app.add_option("--step", arguments.step, "This step only");
+    app.add_option("--layer", arguments.layer, "This layer only (-1: all)");
+    app.add_option("--reference", reference, "What judges: both, torch (float32) or double")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"both", "torch", "double"}));
+    app.add_flag("--shapes", arguments.shapes, "List the tensors with their layouts and the op's views");
+    app.add_flag("--list", arguments.list_only, "List as --shapes does, and check nothing");
+    app.add_flag("--json", arguments.json, "Print one JSON object instead of text");
+    app.add_flag("-q,--quiet", arguments.quiet, "Print failures and the verdict only");
+    app.add_option("--csv", arguments.csv, "Write one line per record")->type_name("FILE");
+    app.add_option("--picture", arguments.picture, "Write a map of the errors as SVG")->type_name("FILE.svg");
+    app.add_option(
+           "--save-recomputed", arguments.npy,
+           "Write the output of one record (--layer, --step) as recomputed in double, as a NumPy array")
+        ->type_name("FILE.npy");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::Success& success) {
+        return app.exit(success);
+    } catch (const CLI::ParseError& error) {
+        std::fprintf(stderr, "kqv-tensor-reader: error: %s (--help lists the options)\n", error.what());
+        return kExitRefused;
+    }
+    if (arguments.layer && *arguments.layer == -1) arguments.layer.reset();
+    if (!std::isfinite(arguments.check.tolerance) || arguments.check.tolerance <= 0) {
+        std::fprintf(stderr, "kqv-tensor-reader: error: --tol must be a positive number\n");
+        return kExitRefused;
+    }
+    if (reference == "torch" && !has_torch()) {
+        std::fprintf(stderr, "kqv-tensor-reader: error: --reference torch: %s\n", torch_text().c_str());
+        return kExitRefused;
+    }
+    arguments.check.use = reference == "torch"    ? ReferenceUse::torch
+                          : reference == "double" ? ReferenceUse::exact
+                                                  : ReferenceUse::both;
+    return std::nullopt;
+}
+
+std::string references_text(ReferenceUse use) {
+    if (use == ReferenceUse::exact) return "double reference";
+    if (!has_torch()) return torch_text();
+    return use == ReferenceUse::torch ? torch_text() : torch_text() + " (float32) and the double reference";
+}
+
+// A record of a mixed cache lists its cold codes, even where there are none; one of a standard cache has
+// none.
+void check_kind(const trace::TraceRecord& record, const std::vector<std::string>& tensors) {
+    if (!record.has_sources) return;
+    bool lists_cold = false;
+    for (const std::string& name : tensors) {
+        lists_cold = lists_cold || name.starts_with("k_quant-") || name.starts_with("k_page_ids-");
+    }
+    if (lists_cold != (record.cache == trace::CacheKind::mixed)) {
+        throw Error(place_text(record.layer, record.step) +
+                    (lists_cold ? ": says it is of a standard cache but has cold rows"
+                                : ": says it is of a mixed cache but has no list of cold rows"));
+    }
+}
+
+std::vector<trace::RecordId> chosen_records(const trace::TraceReader& reader, const Arguments& arguments) {
+    std::vector<trace::RecordId> ids;
+    for (const trace::RecordId id : reader.records()) {
+        if (arguments.step.value_or(id.step) == id.step && arguments.layer.value_or(id.layer) == id.layer) {
+            ids.push_back(id);
+        }
+    }
+    if (ids.empty()) {
+        throw Error(arguments.input + ": no record" +
+                    (arguments.layer ? " of layer " + std::to_string(*arguments.layer) : "") +
+                    (arguments.step ? " of step " + std::to_string(*arguments.step) : ""));
+    }
+    if (!arguments.npy.empty() && ids.size() != 1) {
+        throw Error("--save-recomputed writes one record: choose it with --layer and --step");
+    }
+    return ids;
+}
+
+void print_failures(const Report& report) {
+    for (const Report::Entry& entry : report.records) {
+        if (!entry.check.pass) {
+            std::fprintf(stderr, "FAIL %s: %s\n", place_text(entry.check.layer, entry.check.step).c_str(),
+                         entry.check.problem.c_str());
+        }
+    }
+}
+
+void print_verdict(const Report& report) {
+    size_t n_failed = 0;
+    for (const Report::Entry& entry : report.records) n_failed += entry.check.pass ? 0 : 1;
+    std::printf("%s: %s cache, %zu steps, %zu layers, largest error %.3g, tolerance %g, against %s\n",
+                report.pass() ? "PASS" : "FAIL", report.cache(), report.n_steps(), report.n_layers(),
+                report.max_error(), report.tolerance, report.references.c_str());
+    if (n_failed > 0)
+        std::printf("%zu of %zu records are out of tolerance\n", n_failed, report.records.size());
+    if (!report.pass() && std::strcmp(report.cache(), "standard") == 0) {
+        std::printf(
+            "This is llama.cpp's own cache and its own error: its kernels round q to the cache's type and "
+            "add up F16 V in FP16.\n");
+    }
+}
+
+int run(const Arguments& arguments) {
+    const trace::TraceReader reader(arguments.input);
+    Report report;
+    report.file = arguments.input;
+    report.tolerance = arguments.check.tolerance;
+    report.references = references_text(arguments.check.use);
+    const bool text = !arguments.json && !arguments.quiet;
+    if (text) {
+        for (const auto& [name, value] : reader.info()) std::printf("%s: %s\n", name.c_str(), value.c_str());
+        std::printf("%zu records, %s form\n", reader.records().size(),
+                    reader.form() == trace::TraceForm::compact ? "compact" : "self-contained");
+    }
+    for (const trace::RecordId id : chosen_records(reader, arguments)) {
+        const trace::TraceRecord record = reader.load(id);
+        Report::Entry entry;
+        for (const trace::GgufTensor& tensor : reader.tensors(id)) entry.tensors.emplace_back(tensor.name);
+        check_kind(record, entry.tensors);
+        if ((arguments.shapes || arguments.list_only) && !arguments.json) {
+            std::printf("%s", describe_tensors(record).c_str());
+        }
+        if (!arguments.list_only) {
+            entry.check = check_record(record, arguments.check,
+                                       arguments.npy.empty() ? KeepOutput::no : KeepOutput::yes);
+            if (!arguments.npy.empty()) {
+                write_file(arguments.npy,
+                           npy_file({record.n_stream, record.n_tokens, record.n_head, record.head_dim_v},
+                                    entry.check.recomputed));
+            }
+            report.records.push_back(std::move(entry));
+        }
+    }
+    if (arguments.list_only) return kExitPass;
+    if (!arguments.csv.empty()) write_file(arguments.csv, to_csv(report));
+    if (!arguments.picture.empty()) write_file(arguments.picture, to_svg(report));
+    if (arguments.json) {
+        std::printf(
+            "%s\n",
+            to_json(report).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+    } else {
+        if (text) std::printf("%s", to_table(report).c_str());
+        print_verdict(report);
+    }
+    std::fflush(stdout);
+    print_failures(report);
+    return report.pass() ? kExitPass : kExitFail;
+}
+
+// One line on stderr, and the same as JSON where JSON was asked for.
+int refuse(const Arguments& arguments, const char* what, int status) {
+    if (arguments.json) {
+        const nlohmann::ordered_json json = {{"pass", false}, {"error", what}};
+        std::printf("%s\n",
+                    json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+        std::fflush(stdout);
+    }
+    std::fprintf(stderr, "kqv-tensor-reader: error: %s\n", what);
+    return status;
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::trace_tools
+
+int main(int argc, char** argv) {
+    using namespace mixed_kv::trace_tools;
+    Arguments arguments;
+    if (const std::optional<int> status = parse(argc, argv, arguments)) return *status;
+    try {
+        return run(arguments);
+    } catch (const OutputError& error) {
+        return refuse(arguments, error.what(), kExitFail);
+    } catch (const std::bad_alloc&) {
+        return refuse(arguments, "out of memory", kExitRefused);
+    } catch (const std::exception& error) {
+        return refuse(arguments, error.what(), kExitRefused);
+    }
+}

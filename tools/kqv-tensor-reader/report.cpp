@@ -1,0 +1,185 @@
+#include "kqv-tensor-reader/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <set>
+
+namespace mixed_kv::trace_tools {
+
+namespace {
+
+template <typename... Arguments>
+std::string format(const char* pattern, Arguments... arguments) {
+    char text[512];
+    std::snprintf(text, sizeof text, pattern, arguments...);
+    return text;
+}
+
+const char* cache_name(trace::CacheKind cache) {
+    return cache == trace::CacheKind::mixed ? "mixed" : "standard";
+}
+
+// JSON has no NaN and no infinity.
+nlohmann::ordered_json number(double value) {
+    return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+}
+
+nlohmann::ordered_json figures_json(const ErrorFigures& figures) {
+    if (!figures.computed) return nullptr;
+    return {{"max_error", number(figures.max_error)},
+            {"rms_error", number(figures.rms_error)},
+            {"max_relative", number(figures.max_relative)},
+            {"failed_rows", figures.failed_rows}};
+}
+
+// Green within tolerance (paler the closer to it), red beyond, grey where nothing was checked.
+std::string colour(const RecordCheck& check) {
+    if (!check.checked) return "#bbbbbb";
+    const double ratio = check.worst_ratio();
+    if (!(ratio <= 1)) {
+        const double over = std::isfinite(ratio) ? std::clamp(std::log10(ratio) / 4, 0.0, 1.0) : 1.0;
+        return format("#%02x%02x%02x", int(230 - 100 * over), int(80 * (1 - over)), int(60 * (1 - over)));
+    }
+    const double share = ratio > 0 ? std::clamp(1 + std::log10(ratio) / 4, 0.0, 1.0) : 0.0;  // 1e-4 .. 1
+    return format("#%02x%02x%02x", int(20 + 220 * share), int(110 + 110 * share), int(60 + 60 * share));
+}
+
+}  // namespace
+
+bool Report::pass() const {
+    return !records.empty() &&
+           std::all_of(records.begin(), records.end(), [](const Entry& e) { return e.check.pass; });
+}
+
+const char* Report::cache() const {
+    const bool mixed = std::any_of(records.begin(), records.end(),
+                                   [](const Entry& e) { return e.check.cache == trace::CacheKind::mixed; });
+    return mixed ? "mixed" : "standard";
+}
+
+size_t Report::n_steps() const {
+    std::set<int32_t> steps;
+    for (const Entry& entry : records) steps.insert(entry.check.step);
+    return steps.size();
+}
+
+size_t Report::n_layers() const {
+    std::set<int32_t> layers;
+    for (const Entry& entry : records) layers.insert(entry.check.layer);
+    return layers.size();
+}
+
+double Report::max_error() const {
+    double max = 0;
+    for (const Entry& entry : records) {
+        const double error = entry.check.max_error();
+        if (std::isnan(error)) return error;
+        max = std::max(max, error);
+    }
+    return max;
+}
+
+nlohmann::ordered_json to_json(const Report& report) {
+    nlohmann::ordered_json json = {{"pass", report.pass()},
+                                   {"cache", report.cache()},
+                                   {"steps", report.n_steps()},
+                                   {"layers", report.n_layers()},
+                                   {"max_error", number(report.max_error())},
+                                   {"tolerance", report.tolerance},
+                                   {"references", report.references},
+                                   {"file", report.file},
+                                   {"records", nlohmann::ordered_json::array()}};
+    for (const Report::Entry& entry : report.records) {
+        const RecordCheck& check = entry.check;
+        nlohmann::ordered_json record = {{"layer", check.layer},
+                                         {"step", check.step},
+                                         {"tensors", entry.tensors},
+                                         {"max_error", number(check.max_error())},
+                                         {"rms_error", number(check.rms_error())},
+                                         {"n_hot", check.n_hot},
+                                         {"n_cold", check.n_cold},
+                                         {"cache", cache_name(check.cache)},
+                                         {"pass", check.pass},
+                                         {"checked", check.checked},
+                                         {"n_tokens", check.n_tokens},
+                                         {"n_kv", check.n_kv},
+                                         {"max_relative", number(check.max_relative())},
+                                         {"worst_ratio", number(check.worst_ratio())},
+                                         {"float32", figures_json(check.torch)},
+                                         {"double", figures_json(check.exact)}};
+        if (!check.pass) record["problem"] = check.problem;
+        json["records"].push_back(std::move(record));
+    }
+    return json;
+}
+
+std::string to_csv(const Report& report) {
+    std::string text =
+        "layer,step,cache,n_tokens,n_kv,n_hot,n_cold,max_error,rms_error,max_relative,worst_ratio,"
+        "max_error_float32,max_error_double,pass\n";
+    const auto optional = [](const ErrorFigures& f) { return f.computed ? format("%.9g", f.max_error) : ""; };
+    for (const auto& [c, tensors] : report.records) {
+        text += format("%d,%d,%s,%lld,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,", c.layer, c.step,
+                       cache_name(c.cache), (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot,
+                       (long long)c.n_cold, c.max_error(), c.rms_error(), c.max_relative(), c.worst_ratio()) +
+                optional(c.torch) + "," + optional(c.exact) + "," + (c.pass ? "1" : "0") + "\n";
+    }
+    return text;
+}
+
+std::string to_table(const Report& report) {
+    std::string text =
+        format("%5s %5s %8s %7s %7s %7s %7s %11s %11s %11s %9s  %s\n", "step", "layer", "cache", "tokens",
+               "n_kv", "hot", "cold", "max error", "RMS", "relative", "of limit", "");
+    for (const auto& [c, tensors] : report.records) {
+        text += format("%5d %5d %8s %7lld %7lld %7lld %7lld ", c.step, c.layer, cache_name(c.cache),
+                       (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot, (long long)c.n_cold);
+        text += c.checked ? format("%11.3g %11.3g %11.3g %9.3g  %s\n", c.max_error(), c.rms_error(),
+                                   c.max_relative(), c.worst_ratio(), c.pass ? "ok" : "FAIL")
+                          : "not checked: recorded without sources\n";
+    }
+    return text;
+}
+
+std::string to_svg(const Report& report) {
+    std::set<int32_t> step_set, layer_set;
+    for (const Report::Entry& entry : report.records) {
+        step_set.insert(entry.check.step);
+        layer_set.insert(entry.check.layer);
+    }
+    const std::vector<int32_t> steps(step_set.begin(), step_set.end());
+    const std::vector<int32_t> layers(layer_set.begin(), layer_set.end());
+    const auto index = [](const std::vector<int32_t>& sorted, int32_t value) {
+        return double(std::lower_bound(sorted.begin(), sorted.end(), value) - sorted.begin());
+    };
+    const double cell = steps.size() > 200 ? 5 : 14, left = 60, top = 50;
+    const double width = left + cell * double(steps.size()) + 20,
+                 height = top + cell * double(layers.size()) + 40;
+    std::string svg = format(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" font-family=\"sans-serif\" "
+        "font-size=\"11\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
+        std::max(width, 420.0), height);
+    svg += format(
+        "<text x=\"10\" y=\"18\">Error of kqv_out, %s cache: green within tolerance %g, red beyond</text>\n",
+        report.cache(), report.tolerance);
+    svg += format(
+        "<text x=\"10\" y=\"34\">largest %.3g; rows: layers %d to %d; columns: steps %d to %d</text>\n",
+        report.max_error(), layers.empty() ? 0 : layers.front(), layers.empty() ? 0 : layers.back(),
+        steps.empty() ? 0 : steps.front(), steps.empty() ? 0 : steps.back());
+    for (const Report::Entry& entry : report.records) {
+        const RecordCheck& c = entry.check;
+        svg += format(
+            "<rect x=\"%.0f\" y=\"%.0f\" width=\"%.0f\" height=\"%.0f\" fill=\"%s\"><title>layer %d, "
+            "step %d: max %.3g, RMS %.3g, %.3g of the limit</title></rect>\n",
+            left + cell * index(steps, c.step), top + cell * index(layers, c.layer), cell - 1, cell - 1,
+            colour(c).c_str(), c.layer, c.step, c.max_error(), c.rms_error(), c.worst_ratio());
+    }
+    for (const int32_t layer : layers) {
+        svg += format("<text x=\"10\" y=\"%.0f\">layer %d</text>\n",
+                      top + cell * index(layers, layer) + cell - 3, layer);
+    }
+    return svg + "</svg>\n";
+}
+
+}  // namespace mixed_kv::trace_tools

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "kqv-tensor-reader/check.h"
+
+namespace mixed_kv::trace_tools {
+
+// What the reader found in one file.
+struct Report {
+    double tolerance = 1e-4;
+    std::string file;
+    std::string references;  // what it was checked against
+    struct Entry {
+        RecordCheck check;
+        std::vector<std::string> tensors;  // names in the file
+    };
+    std::vector<Entry> records;
+
+    bool pass() const;
+    // "mixed" if any record is, else "standard".
+    const char* cache() const;
+    // Distinct steps and layers.
+    size_t n_steps() const;
+    size_t n_layers() const;
+    double max_error() const;
+};
+
+// {pass, cache, steps, layers, max_error, tolerance, records: [{layer, step, tensors, max_error, rms_error,
+// n_hot, n_cold, ...}]}. Numbers that are not finite become null.
+nlohmann::ordered_json to_json(const Report& report);
+
+// One line per record, comma-separated, with a heading.
+std::string to_csv(const Report& report);
+
+// A map of the errors by layer and step, as SVG.
+std::string to_svg(const Report& report);
+
+// One line per record, with a heading.
+std::string to_table(const Report& report);
+
+}  // namespace mixed_kv::trace_tools
