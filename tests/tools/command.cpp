@@ -158,7 +158,10 @@ std::string eval_text() { return read_file(std::string(MIXED_KV_MODEL_DIR) + "/e
 std::string long_prompt(int n_words) {
     std::string text;
     for (int i = 0; i < n_words; i++) {
-        text += (i == 0 ? "" : " ") + std::to_string(i * 7919 % 1000);
+        if (i > 0) {
+            text += ' ';
+        }
+        text += std::to_string(i * 7919 % 1000);
     }
     return text;
 }

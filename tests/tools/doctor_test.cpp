@@ -91,7 +91,7 @@ TEST_P(DoctorFinds, AilmentAndAdvice) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, DoctorFinds, testing::ValuesIn(kAilments),
-                         [](const testing::TestParamInfo<Ailment>& info) { return info.param.name; });
+                         [](const testing::TestParamInfo<Ailment>& test) { return test.param.name; });
 
 TEST(Doctor, UsageErrorsAreOneLine) {
     const CommandResult result = doctor({"--frobnicate"});

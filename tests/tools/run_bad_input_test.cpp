@@ -122,7 +122,7 @@ TEST_P(RunBadInput, OneLineAndNonZeroExit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, RunBadInput, testing::ValuesIn(kBadInputs),
-                         [](const testing::TestParamInfo<BadInput>& info) { return info.param.name; });
+                         [](const testing::TestParamInfo<BadInput>& test) { return test.param.name; });
 
 }  // namespace
 

@@ -30,12 +30,14 @@ Configuration parse_configuration(const std::string& name) {
     }
     if (name.rfind("host:", 0) == 0) {
         std::string type = name.substr(5);
-        if (const auto suffix = type.find(":norot"); suffix != std::string::npos && suffix + 6 == type.size()) {
+        if (const auto suffix = type.find(":norot");
+            suffix != std::string::npos && suffix + 6 == type.size()) {
             c.rotation = false;
             type.resize(suffix);
         }
         const auto found = cache_type_from_name(type);
-        if (!found) throw UsageError(fmt::format("'{}': llama.cpp's cache types are {}", name, cache_type_names()));
+        if (!found)
+            throw UsageError(fmt::format("'{}': llama.cpp's cache types are {}", name, cache_type_names()));
         c.owner = CacheOwner::host;
         c.host_type = *found;
         return c;
@@ -48,8 +50,10 @@ Configuration parse_configuration(const std::string& name) {
         c.settings = name.substr(6);
         return c;
     }
-    throw UsageError(fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:balanced or "
-                                 "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N", name));
+    throw UsageError(
+        fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:balanced or "
+                    "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N",
+                    name));
 }
 
 std::vector<Configuration> parse_configurations(const std::string& list) {
@@ -81,15 +85,17 @@ std::vector<Configuration> parse_configurations(const std::string& list) {
     return result;
 }
 
-EvaluatedCache::EvaluatedCache(const Configuration& configuration, const Plugin& plugin, llama_model* host_model,
-                               llama_model* plugin_model, ContextOptions options)
+EvaluatedCache::EvaluatedCache(const Configuration& configuration, const Plugin& plugin,
+                               llama_model* host_model, llama_model* plugin_model, ContextOptions options)
     : name_(configuration.name), plugin_(plugin), ours_(configuration.owner == CacheOwner::plugin) {
     options.flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     if (!ours_) {
         options.type_k = options.type_v = configuration.host_type;
-        host_bits_ = 8.0 * double(ggml_type_size(configuration.host_type)) / double(ggml_blck_size(configuration.host_type));
+        host_bits_ = 8.0 * double(ggml_type_size(configuration.host_type)) /
+                     double(ggml_blck_size(configuration.host_type));
         const double head_dim = double(llama_model_n_embd(host_model)) / llama_model_n_head(host_model);
-        host_values_per_row_ = 2.0 * llama_model_n_layer(host_model) * llama_model_n_head_kv(host_model) * head_dim;
+        host_values_per_row_ =
+            2.0 * llama_model_n_layer(host_model) * llama_model_n_head_kv(host_model) * head_dim;
         // llama.cpp reads this when a cache is created.
         setenv("LLAMA_ATTN_ROT_DISABLE", configuration.rotation ? "0" : "1", 1);
         context_ = std::make_unique<Context>(host_model, options);
@@ -113,7 +119,8 @@ double EvaluatedCache::kv_bytes() const {
     const auto tensors = plugin_.tensors();
     double bytes = 0;
     for (std::size_t i = first_tensor_; i < first_tensor_ + n_tensors_ && i < tensors.size(); ++i) {
-        bytes += double(tensors[i].hot_bytes + tensors[i].cold_bytes + tensors[i].overlay_bytes + tensors[i].pinned_bytes);
+        bytes += double(tensors[i].hot_bytes + tensors[i].cold_bytes + tensors[i].overlay_bytes +
+                        tensors[i].pinned_bytes);
     }
     return bytes;
 }

@@ -17,7 +17,7 @@ namespace mixed_kv::tools {
 struct Configuration {
     std::string name;
     CacheOwner owner = CacheOwner::plugin;
-    std::string settings;               // for mixed_kv_api.configure
+    std::string settings;  // for mixed_kv_api.configure
     ggml_type host_type = GGML_TYPE_F16;
     bool rotation = true;
 };
@@ -25,8 +25,8 @@ struct Configuration {
 // Throws UsageError for a name that is none of the above.
 Configuration parse_configuration(const std::string& name);
 
-// Splits a list at semicolons and spaces; commas separate configurations too, except inside "mixed:...", where
-// name=value pairs continue the configuration.
+// Splits a list at semicolons and spaces; commas separate configurations too, except inside "mixed:...",
+// where name=value pairs continue the configuration.
 std::vector<Configuration> parse_configurations(const std::string& list);
 
 // A context with the cache of a configuration, and what that cache holds.
@@ -49,7 +49,7 @@ class EvaluatedCache {
     std::unique_ptr<Context> context_;
     bool ours_;
     double host_bits_ = 16;
-    double host_values_per_row_ = 0;  // all layers, K and V
+    double host_values_per_row_ = 0;                // all layers, K and V
     std::size_t first_tensor_ = 0, n_tensors_ = 0;  // in Plugin::tensors()
 };
 

@@ -15,12 +15,16 @@ void log_softmax(const float* logits, std::size_t n_vocab, std::vector<double>& 
     for (std::size_t i = 0; i < n_vocab; ++i) log_p[i] = logits[i] - log_sum;
 }
 
-void Divergence::add(const std::vector<double>& reference, const std::vector<double>& candidate, int next_token) {
+void Divergence::add(const std::vector<double>& reference, const std::vector<double>& candidate,
+                     int next_token) {
     double kld = 0;
-    for (std::size_t i = 0; i < reference.size(); ++i) kld += std::exp(reference[i]) * (reference[i] - candidate[i]);
+    for (std::size_t i = 0; i < reference.size(); ++i)
+        kld += std::exp(reference[i]) * (reference[i] - candidate[i]);
     // A NaN in the candidate must not look like agreement.
     kld_.push_back(std::isnan(kld) ? std::numeric_limits<double>::infinity() : std::max(kld, 0.0));
-    const auto top = [](const std::vector<double>& p) { return std::max_element(p.begin(), p.end()) - p.begin(); };
+    const auto top = [](const std::vector<double>& p) {
+        return std::max_element(p.begin(), p.end()) - p.begin();
+    };
     same_top_ += top(reference) == top(candidate);
     const auto next = std::size_t(next_token);
     const double delta = std::exp(candidate[next]) - std::exp(reference[next]);

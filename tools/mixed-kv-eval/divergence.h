@@ -17,9 +17,9 @@ class Divergence {
     struct Summary {
         std::size_t n = 0;
         double kld_mean = 0, kld_median = 0, kld_p99 = 0, kld_p999 = 0, kld_max = 0;  // nats
-        double top1 = 0;           // share of positions with the same most probable token
-        double rms_delta_p = 0;    // of the probability of the text's next token
-        double ppl = 0;            // perplexity of the candidate
+        double top1 = 0;         // share of positions with the same most probable token
+        double rms_delta_p = 0;  // of the probability of the text's next token
+        double ppl = 0;          // perplexity of the candidate
         double ppl_reference = 0;
     };
     Summary summary() const;

@@ -37,8 +37,9 @@ struct Candidate {
 
 }  // namespace
 
-Evaluation evaluate(const std::vector<Configuration>& configurations, const Plugin& plugin, llama_model* host_model,
-                    llama_model* plugin_model, const std::vector<llama_token>& tokens, const EvaluationOptions& options,
+Evaluation evaluate(const std::vector<Configuration>& configurations, const Plugin& plugin,
+                    llama_model* host_model, llama_model* plugin_model,
+                    const std::vector<llama_token>& tokens, const EvaluationOptions& options,
                     const std::function<void(int, int)>& progress) {
     const llama_vocab* vocab = llama_model_get_vocab(plugin_model);
     const auto n_vocab = std::size_t(llama_vocab_n_tokens(vocab));
@@ -47,7 +48,8 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
     int n_chunks = (int(tokens.size()) - 1) / stride;
     if (options.max_chunks > 0) n_chunks = std::min(n_chunks, options.max_chunks);
     if (n_chunks < 1) {
-        throw std::runtime_error(fmt::format("the text has {} tokens; one context needs {}", tokens.size(), stride + 1));
+        throw std::runtime_error(
+            fmt::format("the text has {} tokens; one context needs {}", tokens.size(), stride + 1));
     }
 
     ContextOptions context_options;
@@ -69,7 +71,8 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
     for (int c = 0; c < n_chunks; ++c) {
         const auto begin = tokens.begin() + std::ptrdiff_t(c) * stride;
         chunk.assign(1, bos);
-        chunk.insert(chunk.end(), begin, begin + stride + 1);  // one more than the context: the last one's successor
+        chunk.insert(chunk.end(), begin,
+                     begin + stride + 1);  // one more than the context: the last one's successor
         std::vector<Candidate*> running;
         for (Candidate& candidate : candidates) running.push_back(&candidate);
         if (c < options.noise_floor_chunks) running.push_back(&noise);
@@ -84,7 +87,8 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
                 llama_context* context = candidate->cache->context().get();
                 decode_all(context, chunk.data() + first, n, first);
                 for (int position = first_scored; position < first + n; ++position) {
-                    log_softmax(llama_get_logits_ith(reference->context().get(), position - first), n_vocab, p);
+                    log_softmax(llama_get_logits_ith(reference->context().get(), position - first), n_vocab,
+                                p);
                     log_softmax(llama_get_logits_ith(context, position - first), n_vocab, q);
                     candidate->divergence.add(p, q, chunk[std::size_t(position) + 1]);
                 }

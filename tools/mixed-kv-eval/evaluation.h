@@ -31,11 +31,13 @@ struct Evaluation {
     std::size_t n_scored = 0;
 };
 
-// Cuts the tokens into contexts and runs every configuration beside the reference, one ubatch after the other, so
-// that nothing the size of n_ctx * n_vocab is stored. Only positions in the second half of each context are scored.
-// progress(done, total) is called after every context. Throws std::runtime_error when the text is too short.
-Evaluation evaluate(const std::vector<Configuration>& configurations, const Plugin& plugin, llama_model* host_model,
-                    llama_model* plugin_model, const std::vector<llama_token>& tokens, const EvaluationOptions& options,
+// Cuts the tokens into contexts and runs every configuration beside the reference, one ubatch after the
+// other, so that nothing the size of n_ctx * n_vocab is stored. Only positions in the second half of each
+// context are scored. progress(done, total) is called after every context. Throws std::runtime_error when the
+// text is too short.
+Evaluation evaluate(const std::vector<Configuration>& configurations, const Plugin& plugin,
+                    llama_model* host_model, llama_model* plugin_model,
+                    const std::vector<llama_token>& tokens, const EvaluationOptions& options,
                     const std::function<void(int, int)>& progress);
 
 }  // namespace mixed_kv::tools

@@ -26,7 +26,8 @@ std::string read_text(const std::string& path) {
 }
 
 void show_progress(const char* what, int done, int total) {
-    if (isatty(STDERR_FILENO) == 1) fmt::print(stderr, "\r{}: {} of {}{}", what, done, total, done == total ? "\n" : "");
+    if (isatty(STDERR_FILENO) == 1)
+        fmt::print(stderr, "\r{}: {} of {}{}", what, done, total, done == total ? "\n" : "");
 }
 
 int run(int argc, char** argv) {
@@ -38,14 +39,22 @@ int run(int argc, char** argv) {
     app.add_option("-m,--model", model_path, "GGUF model")->required();
     app.add_option("-f,--file", text_path, "Text to score")->required();
     app.add_option("-c,--ctx-size", options.n_ctx, "Tokens of a context; the second half is scored")
-        ->check(CLI::Range(64, 1 << 20))->capture_default_str();
-    app.add_option("--ubatch", options.n_ubatch, "Tokens decoded at once")->check(CLI::Range(1, 1 << 16))->capture_default_str();
-    app.add_option("-t,--threads", options.n_threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
-    app.add_option("--chunks", options.max_chunks, "Contexts to score; 0: the whole text")->check(CLI::Range(0, 1 << 20));
-    app.add_option("--configs", configs, "f16, host:TYPE[:norot], mixed:balanced, mixed:k=q4,v=q4,window=64,sinks=4; a list")
+        ->check(CLI::Range(64, 1 << 20))
+        ->capture_default_str();
+    app.add_option("--ubatch", options.n_ubatch, "Tokens decoded at once")
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    app.add_option("-t,--threads", options.n_threads, "Threads")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--chunks", options.max_chunks, "Contexts to score; 0: the whole text")
+        ->check(CLI::Range(0, 1 << 20));
+    app.add_option("--configs", configs,
+                   "f16, host:TYPE[:norot], mixed:balanced, mixed:k=q4,v=q4,window=64,sinks=4; a list")
         ->capture_default_str();
     app.add_option("--recall", recall_path, "Recall test of the model (models/recall.jsonl)");
-    app.add_option("--recall-contexts", recall_contexts, "Contexts of the recall test; 0: all")->check(CLI::Range(0, 1 << 20));
+    app.add_option("--recall-contexts", recall_contexts, "Contexts of the recall test; 0: all")
+        ->check(CLI::Range(0, 1 << 20));
     app.add_flag("--json", json, "Print one JSON object");
     app.add_flag("--csv", csv, "Print CSV");
     if (const auto status = parse_command_line(app, argc, argv, {})) return *status;
@@ -60,16 +69,18 @@ int run(int argc, char** argv) {
     const ModelHandle ours = load_model({model_path, CacheOwner::plugin, plugin->device()});
     const std::vector<llama_token> tokens = [&] {
         auto all = tokenize(llama_model_get_vocab(ours.get()), text);
-        if (!all.empty() && all.front() == llama_vocab_bos(llama_model_get_vocab(ours.get()))) all.erase(all.begin());
+        if (!all.empty() && all.front() == llama_vocab_bos(llama_model_get_vocab(ours.get())))
+            all.erase(all.begin());
         return all;
     }();
 
-    const Evaluation evaluation = evaluate(configurations, *plugin, host.get(), ours.get(), tokens, options,
-                                           [](int done, int total) { show_progress("contexts", done, total); });
+    const Evaluation evaluation =
+        evaluate(configurations, *plugin, host.get(), ours.get(), tokens, options,
+                 [](int done, int total) { show_progress("contexts", done, total); });
     std::vector<RecallResult> recalls;
     if (!recall_path.empty()) {
-        recalls = recall(configurations, *plugin, host.get(), ours.get(), recall_path, options.n_ctx, options.n_ubatch,
-                         options.n_threads, recall_contexts,
+        recalls = recall(configurations, *plugin, host.get(), ours.get(), recall_path, options.n_ctx,
+                         options.n_ubatch, options.n_threads, recall_contexts,
                          [](int done, int total) { show_progress("recall", done, total); });
     }
     if (json) {

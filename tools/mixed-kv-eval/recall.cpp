@@ -33,15 +33,17 @@ std::vector<RecallContext> read_contexts(const std::string& path, const llama_vo
             RecallContext context;
             context.tokens = tokenize(vocab, json.at("text").get<std::string>());
             if (int(context.tokens.size()) != json.at("n_tokens").get<int>()) {
-                throw std::runtime_error(fmt::format("tokenizes to {} tokens instead of {}: another model's test",
-                                                     context.tokens.size(), json.at("n_tokens").get<int>()));
+                throw std::runtime_error(
+                    fmt::format("tokenizes to {} tokens instead of {}: another model's test",
+                                context.tokens.size(), json.at("n_tokens").get<int>()));
             }
             for (const auto& ask : json.at("asks")) {
                 context.asks.push_back({ask.at("ask_token").get<int>(), ask.at("distance").get<int>(),
                                         ask.at("answer_id").get<llama_token>()});
             }
             if (int(context.tokens.size()) > n_ctx) {
-                throw std::runtime_error(fmt::format("has {} tokens, the context {}", context.tokens.size(), n_ctx));
+                throw std::runtime_error(
+                    fmt::format("has {} tokens, the context {}", context.tokens.size(), n_ctx));
             }
             contexts.push_back(std::move(context));
         } catch (const std::exception& e) {
@@ -55,8 +57,8 @@ std::vector<RecallContext> read_contexts(const std::string& path, const llama_vo
 }  // namespace
 
 std::vector<RecallResult> recall(const std::vector<Configuration>& configurations, const Plugin& plugin,
-                                 llama_model* host_model, llama_model* plugin_model, const std::string& path, int n_ctx,
-                                 int n_ubatch, int n_threads, int max_contexts,
+                                 llama_model* host_model, llama_model* plugin_model, const std::string& path,
+                                 int n_ctx, int n_ubatch, int n_threads, int max_contexts,
                                  const std::function<void(int, int)>& progress) {
     const llama_vocab* vocab = llama_model_get_vocab(plugin_model);
     const int n_vocab = llama_vocab_n_tokens(vocab);
@@ -95,7 +97,8 @@ std::vector<RecallResult> recall(const std::vector<Configuration>& configuration
                 }
                 const int status = llama_decode(cache.context().get(), batch);
                 llama_batch_free(batch);
-                if (status != 0) throw std::runtime_error(fmt::format("llama_decode failed with status {}", status));
+                if (status != 0)
+                    throw std::runtime_error(fmt::format("llama_decode failed with status {}", status));
                 for (int i = 0; i < n; ++i) {
                     const auto found = at.find(first + i);
                     if (found == at.end()) continue;

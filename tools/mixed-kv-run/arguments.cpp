@@ -97,6 +97,7 @@ std::optional<RunArguments> parse_run_arguments(int argc, char** argv) {
     app.add_flag("--compare", run.compare, "Run llama.cpp's own F16 cache too and show both");
     app.add_flag("--json", run.json, "Print one JSON object instead of text");
     app.add_flag("--no-mixed", no_mixed, "Run llama.cpp's own cache only, without the plugin");
+    app.add_flag("--ignore-eos", run.ignore_eos, "Go on after the model has ended its text");
     app.add_flag("--no-warmup", no_warm_up, "Do not touch the weights before measuring");
     app.add_flag("--no-threadpool", no_pool, "Attach no thread pool, as simple clients of libllama");
     app.add_flag("-v,--verbose", run.verbose, "Show llama.cpp's log");

@@ -21,6 +21,7 @@ struct RunArguments {
     bool json = false;
     bool mixed = true;
     bool warm_up = true;
+    bool ignore_eos = false;  // an end-of-text token is a token like any other
     bool verbose = false;
 };
 

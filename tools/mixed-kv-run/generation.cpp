@@ -77,7 +77,7 @@ void generate(Context& context, const llama_vocab* vocab, const RunArguments& ar
     const double start = now_seconds();
     for (int i = 0; i < arguments.n_predict; i++) {
         llama_token token = llama_sampler_sample(sampler.get(), context.get(), -1);
-        if (llama_vocab_is_eog(vocab, token)) {
+        if (!arguments.ignore_eos && llama_vocab_is_eog(vocab, token)) {
             break;
         }
         result.tokens.push_back(token);
