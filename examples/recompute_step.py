@@ -65,9 +65,10 @@ class Gguf:
     def __contains__(self, name):
         return name in self.infos
 
-    def tensor(self, name):
-        """The tensor as numbers, NumPy shape (slowest dimension first)."""
+    def tensor(self, name, n_dims=1):
+        """The tensor as numbers, NumPy shape (slowest dimension first); GGUF leaves out trailing ones of ne."""
         kind, ne, offset = self.infos[name]
+        ne = ne + [1] * (n_dims - len(ne))
         shape, count = ne[::-1], int(np.prod(ne))
         if kind in PLAIN:
             dtype = np.dtype(PLAIN[kind])
@@ -181,12 +182,12 @@ class Record:
             raise ValueError("recorded without sources")
         self.n_tokens, self.n_head, self.n_head_kv, self.n_kv, self.n_stream, dim_k, dim_v = map(int, meta[6:13])
         self.kq_scale, self.max_bias, self.softcap = map(float, gguf.tensor(self.name("scalars")))
-        self.q = gguf.tensor(self.name("q")).astype(np.float64)
+        self.q = gguf.tensor(self.name("q"), 4).astype(np.float64)
         self.k = self.dense("k", dim_k, int(meta[24]), int(meta[27]))
         self.v = self.k[..., :dim_v] if flags & 1 else self.dense("v", dim_v, int(meta[32]), int(meta[35]))
         self.mask = self.shared("mask", 4)
         self.sinks = self.shared("sinks", 5)
-        self.kqv_out = gguf.tensor(self.name("kqv_out"))
+        self.kqv_out = gguf.tensor(self.name("kqv_out"), 4)
 
     def name(self, kind):
         return f"{kind}-{self.layer}_step_{self.step}"
@@ -194,21 +195,21 @@ class Record:
     def shared(self, kind, view):
         """A tensor that another record may hold (compact form)."""
         layer, step = map(int, self.meta[40 + 32 * view + 26 : 40 + 32 * view + 28])
-        return None if layer < 0 else self.gguf.tensor(f"{kind}-{layer}_step_{step}").astype(np.float64)
+        return None if layer < 0 else self.gguf.tensor(f"{kind}-{layer}_step_{step}", 4).astype(np.float64)
 
     def versions(self, kind):
         """Compact form: all versions of one layer's rows or pages up to this step, by id."""
         prefix, parts = f"{kind}-{self.layer}_step_", []
         for name in self.gguf.infos:  # in file order
             if name.startswith(prefix) and int(name[len(prefix) :]) <= self.step:
-                parts.append(self.gguf.tensor(name))
+                parts.append(self.gguf.tensor(name, 3))
         return np.concatenate(parts) if parts else None
 
     def exact_rows(self, kind):
         """Cells and their rows [n_head_kv][head_dim]."""
         if not self.compact:
-            return self.gguf.tensor(self.name(kind + "_rows"))[:, 0], self.gguf.tensor(self.name(kind))
-        runs = self.gguf.tensor(self.name(kind + "_ids"))
+            return self.gguf.tensor(self.name(kind + "_rows"), 2)[:, 0], self.gguf.tensor(self.name(kind), 3)
+        runs = self.gguf.tensor(self.name(kind + "_ids"), 2)
         cells = [np.arange(first, first + count) for first, count, _, _ in runs]
         ids = [np.arange(first, first + count) for _, count, _, first in runs]
         if not cells:
@@ -220,11 +221,11 @@ class Record:
         if not self.mixed:
             return
         if self.compact:
-            pages = self.gguf.tensor(self.name(kind + "_page_ids"))
+            pages = self.gguf.tensor(self.name(kind + "_page_ids"), 2)
             codes = self.versions(kind + "_quant")
         else:
-            pages = self.gguf.tensor(self.name(kind + "_pages"))
-            codes = self.gguf.tensor(self.name(kind + "_quant"))
+            pages = self.gguf.tensor(self.name(kind + "_pages"), 2)
+            codes = self.gguf.tensor(self.name(kind + "_quant"), 3)
         for index, page in enumerate(pages):
             if page[1] != 0 or page[2] != 0:
                 raise ValueError("a page has a shift or flags, which this example does not apply")
