@@ -52,6 +52,7 @@ KvBuffer::KvBuffer(std::size_t size, const Settings& settings) : size_(size), se
 }
 
 KvBuffer::~KvBuffer() {
+    say_goodbye();
     Report::instance().remove(this);
     entries_.clear();
     munmap(base_, mapped_);

@@ -81,6 +81,9 @@ class KvBuffer {
     // Returns whether it has been said.
     bool announce(bool force);
 
+    // With GGML_MIXED_KV_VERBOSE >= 1: what the cache held and did, when it is freed.
+    void say_goodbye() const;
+
     // Layers (of the queries) whose attention over this cache the host has offered us, and those it gave us. A layer
     // that shares another one's K/V may be computed by the CPU over copies; report_placement() says so once, after
     // the first graph.

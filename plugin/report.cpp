@@ -222,7 +222,35 @@ bool KvBuffer::announce(bool force) {
     pin_reasons_.insert(pin_reasons_.end(), said.begin(), said.end());
     const auto stays_mixed = [](const auto& e) { return e->mixed() && e->expected_pin.empty(); };
     if (std::any_of(entries_.begin(), entries_.end(), stays_mixed)) Report::instance().say(false, describe());
+    if (settings_.verbose >= 2) {
+        for (const auto& entry : entries_) {
+            const mixed_kv_tensor_info info = describe_entry(*entry);
+            MIXED_KV_LOG(INFO, "%s: %lld cells x %d, %d heads of %d, %s", info.name, static_cast<long long>(info.n_cells),
+                         info.n_stream, info.n_head, info.head_dim, info.mixed != 0 ? info.format : "plain");
+        }
+    }
     return true;
+}
+
+void KvBuffer::say_goodbye() const {
+    if (settings_.verbose < 1 || entries_.empty()) return;
+    KvTensor::Memory sum;
+    KvTensor::Counters events;
+    for (const auto& entry : entries_) {
+        if (entry->tensor == nullptr) continue;
+        const KvTensor::Memory m = entry->tensor->memory();
+        sum.hot += m.hot;
+        sum.cold += m.cold;
+        sum.overlay += m.overlay;
+        sum.pinned += m.pinned;
+        events.freezes += entry->tensor->counters().freezes;
+        events.reencodes += entry->tensor->counters().reencodes;
+        events.promotions += entry->tensor->counters().promotions;
+    }
+    MIXED_KV_LOG(INFO, "cache closed: hot %.2f, cold %.2f, overlay %.2f, pinned %.2f MiB; %llu pages frozen, %llu encoded again, "
+                 "%llu hot again", mib(double(sum.hot)), mib(double(sum.cold)), mib(double(sum.overlay)),
+                 mib(double(sum.pinned)), static_cast<unsigned long long>(events.freezes),
+                 static_cast<unsigned long long>(events.reencodes), static_cast<unsigned long long>(events.promotions));
 }
 
 void KvBuffer::report_placement() {
