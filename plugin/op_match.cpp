@@ -83,12 +83,26 @@ bool is_persistent(const ggml_tensor* t) {
     return KvBuffer::buffer_of(t) != nullptr && root_of(t)->buffer->usage != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
 }
 
+bool in_placeholder(const ggml_tensor* t) {
+    const ggml_backend_buffer* buffer = t == nullptr ? nullptr : root_of(t)->buffer;
+    return buffer != nullptr && buffer->buft == buffer_type() && buffer->context == nullptr;
+}
+
 // The model loader asks whether a weight may live in our buffer by showing it in an empty placeholder buffer. No:
-// weights stay where they would be without us.
+// weights stay where they would be without us. It shows the weight itself, never a view.
 bool reads_placeholder(const ggml_tensor* op) {
     for (const ggml_tensor* src : op->src) {
-        const ggml_backend_buffer* buffer = src == nullptr ? nullptr : root_of(src)->buffer;
-        if (buffer != nullptr && buffer->buft == buffer_type() && buffer->context == nullptr) return true;
+        if (src != nullptr && src->view_src == nullptr && in_placeholder(src)) return true;
+    }
+    return false;
+}
+
+// Memory fitting (llama_model_params::no_alloc: --fit, node-llama-cpp's estimates) plans graphs over caches whose
+// buffer is such a placeholder. They must be planned like real ones: a refused write aborts the host.
+bool uses_placeholder_cache(const ggml_tensor* op) {
+    if (in_placeholder(op)) return true;
+    for (const ggml_tensor* src : op->src) {
+        if (src != nullptr && src->view_src != nullptr && in_placeholder(src)) return true;
     }
     return false;
 }
@@ -157,6 +171,7 @@ OpKind classify(const ggml_tensor* op) {
 
 bool supports(const ggml_tensor* op) {
     if (is_view(op->op)) return true;
+    if (uses_placeholder_cache(op)) return true;
     const bool into_ours = KvBuffer::buffer_of(op) != nullptr;
     bool from_ours = false;
     for (const ggml_tensor* src : op->src) from_ours = from_ours || (src != nullptr && is_persistent(src));
