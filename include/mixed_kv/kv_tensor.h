@@ -22,69 +22,71 @@ class WindowTracker;
 //   begin_write(cells)                 serial: freezes are decided, storage is reserved, page states change
 //   run_job(i) for i < n_jobs()        parallel, any order: encodes frozen pages, converts and stores rows
 //   end_write()                        serial: storage of frozen pages is released
-// Freezing happens only here, for pages that an earlier graph filled, never between a graph's attention and its
-// end; and in host writes, which happen between graphs. Not thread-safe beyond that; owners lock (one lock per ggml
-// buffer). Const members may run in parallel with each other.
+// Freezing happens only here, for pages that an earlier graph filled, never between a graph's attention and
+// its end; and in host writes, which happen between graphs. Not thread-safe beyond that; owners lock (one
+// lock per ggml buffer). Const members may run in parallel with each other.
 //
-// A page freezes when every cell of it is written, none is in the tracker's window and the write at hand leaves it
-// alone. Its sinks become overlay rows. Rows written into a cold page become overlay rows, too: no row that nobody
-// wrote is encoded a second time, except when 16 overlay rows have left the window; then the page is encoded anew.
-// A page all of whose rows are in the overlay is hot again (promotion) without decoding.
+// A page freezes when every cell of it is written, none is in the tracker's window and the write at hand
+// leaves it alone. Its sinks become overlay rows. Rows written into a cold page become overlay rows, too: no
+// row that nobody wrote is encoded a second time, except when 16 overlay rows have left the window; then the
+// page is encoded anew. A page all of whose rows are in the overlay is hot again (promotion) without
+// decoding.
 //
-// When the arena refuses memory, what was asked for throws Error and the tensor is as before (host access: as after
-// the pages done so far). Freezing then waits.
+// When the arena refuses memory, what was asked for throws Error and the tensor is as before (host access: as
+// after the pages done so far). Freezing then waits.
 class KvTensor {
   public:
     struct Config {
         KvRole role = KvRole::key;
         std::int64_t n_cells = 0;  // per stream
         int n_stream = 1;
-        int row_elements = 0;      // of one row, all heads
+        int row_elements = 0;                // of one row, all heads
         const ColdFormat* format = nullptr;  // nullptr: f16, pages never freeze
         const kernels::KernelSet* kernels = nullptr;
-        PageArena* arena = nullptr;          // shared by the tensors of a buffer; outlives them
-        WindowTracker* tracker = nullptr;    // shared by the tensors of a cache; null only when format is null
+        PageArena* arena = nullptr;        // shared by the tensors of a buffer; outlives them
+        WindowTracker* tracker = nullptr;  // shared by the tensors of a cache; null only when format is null
     };
     explicit KvTensor(const Config& config);  // throws Error for impossible values
     ~KvTensor();
     KvTensor(const KvTensor&) = delete;
     KvTensor& operator=(const KvTensor&) = delete;
 
-    // Heads of a row, learned from the first attention node. Until known, a row counts as one head and nothing
-    // freezes. Pages written so far are rearranged. False when another shape is already in use by cold pages or
-    // shape.row_elements() does not match: the owner then pins.
+    // Heads of a row, learned from the first attention node. Until known, a row counts as one head and
+    // nothing freezes. Pages written so far are rearranged. False when another shape is already in use by
+    // cold pages or shape.row_elements() does not match: the owner then pins.
     bool set_head_shape(HeadShape shape);
     bool head_shape_known() const noexcept { return shape_known_; }
 
     // --- graph writes -------------------------------------------------------------------------------------
-    // One source row per cell, in order: fp32 or fp16 [n][row_elements] with row_stride_bytes between rows. The
-    // data must stay valid until end_write().
+    // One source row per cell, in order: fp32 or fp16 [n][row_elements] with row_stride_bytes between rows.
+    // The data must stay valid until end_write().
     struct RowSource {
         const void* data;
         std::ptrdiff_t row_stride_bytes;
         bool is_fp16;
     };
-    // cells: global cell (stream * n_cells + cell) of each row; the last write of a repeated cell wins. Throws
-    // Error for a cell that does not exist. Call the tracker's on_write() first. Every begin_write() that returns
-    // must be followed by all its jobs and end_write().
+    // cells: global cell (stream * n_cells + cell) of each row; the last write of a repeated cell wins.
+    // Throws Error for a cell that does not exist. Call the tracker's on_write() first. Every begin_write()
+    // that returns must be followed by all its jobs and end_write().
     void begin_write(std::span<const std::int64_t> cells, const RowSource& rows);
     int n_jobs() const noexcept;
     void run_job(int job) noexcept;
     void end_write() noexcept;
 
-    // --- host access: byte ranges of the logical fp16 array [n_stream * n_cells][row_elements] -------------------
-    // Ranges beyond the end throw Error. Any alignment.
-    void write_bytes(std::size_t offset, const void* data, std::size_t size);  // freezes as it goes; on_restore()
-    void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size); // zero: releases what it can
+    // --- host access: byte ranges of the logical fp16 array [n_stream * n_cells][row_elements]
+    // ------------------- Ranges beyond the end throw Error. Any alignment.
+    void write_bytes(std::size_t offset, const void* data,
+                     std::size_t size);  // freezes as it goes; on_restore()
+    void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size);  // zero: releases what it can
     void read_bytes(std::size_t offset, void* data, std::size_t size) const;
     // Decoded rows (values in their own basis), dense [n][row_elements]. Global cells.
     void read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const;
-    // Rows from another tensor (or this one, overlapping as memmove does) of equal row size; whole pages are cloned
-    // as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
+    // Rows from another tensor (or this one, overlapping as memmove does) of equal row size; whole pages are
+    // cloned as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
     void copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
-    // Applies fn(rows, n_rows, first_global_cell) to the decoded fp16 rows [64][row_elements] of a page and stores
-    // the result in the page's present form: exact rows (hot, overlay) in place; the block of a cold page is encoded
-    // anew when a row of it changed. Empty pages are skipped. For K-shift.
+    // Applies fn(rows, n_rows, first_global_cell) to the decoded fp16 rows [64][row_elements] of a page and
+    // stores the result in the page's present form: exact rows (hot, overlay) in place; the block of a cold
+    // page is encoded anew when a row of it changed. Empty pages are skipped. For K-shift.
     template <typename Fn>
     void rewrite_page(int stream, std::int64_t page, Fn&& fn) {
         if (!begin_rewrite(stream, page)) return;
@@ -93,9 +95,9 @@ class KvTensor {
     }
     void clear() noexcept;  // every page becomes empty (pinned: rows become zero)
 
-    // Materialises every row at base in ggml's layout [n_stream * n_cells][row_elements] and stays so for good.
-    // base: the tensor's own address, private anonymous memory reserved by the owner, all zero: pages that were never
-    // written are not touched.
+    // Materialises every row at base in ggml's layout [n_stream * n_cells][row_elements] and stays so for
+    // good. base: the tensor's own address, private anonymous memory reserved by the owner, all zero: pages
+    // that were never written are not touched.
     void pin(std::byte* base);
     bool pinned() const noexcept { return pinned_base_ != nullptr; }
 
@@ -104,7 +106,8 @@ class KvTensor {
     PageLayout layout() const noexcept { return layout_; }
 
     struct Memory {
-        // Bytes. pinned: resident 4 KiB units of the tensor's own address range, whoever wrote them.
+        // Bytes. pinned: resident 4 KiB units of the tensor's own address range, whoever wrote (or read)
+        // them.
         std::size_t hot = 0, cold = 0, overlay = 0, pinned = 0, bookkeeping = 0;
         std::int64_t rows_written = 0;  // live rows, as far as written through this class
     };
@@ -116,8 +119,8 @@ class KvTensor {
     const Config& config() const noexcept { return config_; }
 
   private:
-    struct Work;    // what begin_write plans and the jobs do
-    struct Bytes;   // source of a host write
+    struct Work;   // what begin_write plans and the jobs do
+    struct Bytes;  // source of a host write
     enum PageFlag : std::uint8_t {
         kListed = 1,   // in candidates_
         kSuspect = 2,  // holds a value that the codec may refuse: try before freezing
@@ -127,7 +130,9 @@ class KvTensor {
     int rows_in_page(std::int64_t page) const noexcept;
     std::uint64_t valid_cells(std::uint32_t index) const noexcept;  // cells of the page that exist
     std::size_t hot_bytes() const noexcept { return layout_.row_bytes() * kPageTokens; }
-    std::size_t cold_bytes() const noexcept { return layout_.block_bytes * std::size_t(layout_.shape.n_head); }
+    std::size_t cold_bytes() const noexcept {
+        return layout_.block_bytes * std::size_t(layout_.shape.n_head);
+    }
     std::size_t overlay_bytes(std::uint64_t cells) const noexcept;
     std::uint32_t page_of(std::int64_t global_cell) const noexcept;
     void check_range(const char* what, std::size_t offset, std::size_t size) const;
@@ -155,7 +160,7 @@ class KvTensor {
     void run_encode(std::size_t job) noexcept;
     bool encode_head(std::size_t freeze, int head, float* scratch) noexcept;
     void finish_freezes() noexcept;
-    void freeze_now(std::uint32_t except);
+    void freeze_now();
     static constexpr std::uint32_t kNoPage = UINT32_MAX;
 
     // Graph writes (kv_write.cpp).
@@ -166,6 +171,8 @@ class KvTensor {
     void copy_source_row(std::size_t row) noexcept;
 
     // Host access (kv_host.cpp, kv_copy.cpp).
+    template <typename Fn>
+    void each_page(std::size_t offset, std::size_t size, Fn&& fn) const;
     void open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole);
     void write_page(std::uint32_t index, std::size_t first_byte, std::size_t size, const Bytes& source);
     void write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows);
@@ -184,7 +191,7 @@ class KvTensor {
     std::vector<std::uint64_t> touched_;     // cells of the write at hand, per page; zero between writes
     std::vector<std::uint32_t> candidates_;  // pages that may freeze or be encoded anew
     std::byte* pinned_base_ = nullptr;
-    std::vector<fp16_t> rewrite_rows_;       // rows as changed, then as they were
+    std::vector<fp16_t> rewrite_rows_;  // rows as changed, then as they were
     Counters counters_;
     std::unique_ptr<Work> work_;
 };

@@ -9,10 +9,10 @@
 
 namespace mixed_kv {
 
-// Storage for the pages of one ggml buffer: fixed-size classes carved from anonymous mappings, 64-byte aligned.
-// Freed blocks are reused; memory beyond a small reserve goes back to the system in 4 KiB units. Mappings grow
-// geometrically from 64 KiB per class and never use huge pages, so that memory is what RSS shows.
-// Not thread-safe. Must outlive every tensor that allocates from it.
+// Storage for the pages of one ggml buffer: fixed-size classes carved from anonymous mappings, 64-byte
+// aligned. Freed blocks are reused; memory beyond a small reserve goes back to the system in 4 KiB units.
+// Mappings grow geometrically from 64 KiB per class and never use huge pages, so that memory is what RSS
+// shows. Not thread-safe. Must outlive every tensor that allocates from it.
 class PageArena {
   public:
     explicit PageArena(std::size_t limit_bytes = SIZE_MAX);

@@ -8,25 +8,27 @@
 
 namespace mixed_kv {
 
-// Decides which cells of a cache must stay exact. One tracker serves all layers of one cache (same cells, same
-// masks). It never sees positions or sequence ids, only what a backend sees: the cells written by each graph,
-// in token order, and the attention masks. From these it keeps, per cell,
-//   window  the cell is among the last `window` cells, by write order, visible to the newest query that sees it;
+// Decides which cells of a cache must stay exact. One tracker serves all layers of one cache (same cells,
+// same masks). It never sees positions or sequence ids, only what a backend sees: the cells written by each
+// graph, in token order, and the attention masks. From these it keeps, per cell,
+//   window  the cell is among the last `window` cells, by write order, visible to the newest query that sees
+//   it;
 //           it stays so until a newer query of its sequence shows otherwise. A fresh write is in the window
 //           until a mask has been seen.
-//   sink    the query of the cell's own token saw at most `sinks` cells, itself included. Stays until the cell
+//   sink    the query of the cell's own token saw at most `sinks` cells, itself included. Stays until the
+//   cell
 //           is written again.
-// Masked is not dead: cells hidden from every query of a graph keep what they have, so an idle sequence keeps its
-// window while others decode. A cell that several queries of one graph see stays if it is in the window of any.
-// At most max(8 * window, n_cells / 8) cells per stream are in the window beyond those of the current graph: the
-// oldest evidence is dropped first.
+// Masked is not dead: cells hidden from every query of a graph keep what they have, so an idle sequence keeps
+// its window while others decode. A cell that several queries of one graph see stays if it is in the window
+// of any. At most max(8 * window, n_cells / 8) cells per stream are in the window beyond those of the current
+// graph: the oldest evidence is dropped first.
 class WindowTracker {
   public:
     struct Config {
         std::int64_t n_cells;  // per stream
         int n_stream;
-        int window;            // rows per sequence, >= 0
-        int sinks;             // rows per sequence, >= 0
+        int window;                                // rows per sequence, >= 0
+        int sinks;                                 // rows per sequence, >= 0
         std::uint32_t counter_limit = UINT32_MAX;  // write orders are renumbered beyond this (lower in tests)
     };
     explicit WindowTracker(const Config& config);  // throws Error for impossible values
@@ -76,13 +78,14 @@ class WindowTracker {
     std::vector<std::uint64_t> sinks_;        // [n_stream][pages]
     std::vector<std::int64_t> n_window_;      // [n_stream]
     std::vector<std::uint32_t> write_order_;  // [n_stream][n_cells], 0: never written
-    std::vector<std::uint32_t> page_newest_;  // [n_stream][pages], no cell of the page has a later write order
-    std::vector<std::uint32_t> evidence_;     // [n_stream][n_cells], graph that last protected the cell
-    std::vector<std::int64_t> tokens_;        // cells of the current epoch
+    std::vector<std::uint32_t>
+        page_newest_;                      // [n_stream][pages], no cell of the page has a later write order
+    std::vector<std::uint32_t> evidence_;  // [n_stream][n_cells], graph that last protected the cell
+    std::vector<std::int64_t> tokens_;     // cells of the current epoch
     std::uint64_t write_epoch_ = UINT64_MAX;
     std::uint64_t mask_epoch_ = UINT64_MAX;
     std::uint32_t order_ = 0;
-    std::uint32_t graph_ = 0;                 // evidence of the current graph
+    std::uint32_t graph_ = 0;                             // evidence of the current graph
     std::int64_t restore_first_ = -1, restore_end_ = -1;  // the restore in progress, global cells
     const void* restored_tensor_ = nullptr;
     // Scratch of one mask: cells the query sees, cells any processed query saw, cells in some window. [pages]

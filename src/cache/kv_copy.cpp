@@ -20,10 +20,8 @@ using cache::for_each_cell;
 bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index) {
     const Page& source = from.pages_[from_index];
     const bool same_shape = layout_.shape == from.layout_.shape && layout_.role == from.layout_.role;
-    if (pinned() || from.pinned() || valid_cells(to_index) != from.valid_cells(from_index))
-        return false;
-    if (source.state != PageState::empty && !same_shape)
-        return false;
+    if (pinned() || from.pinned() || valid_cells(to_index) != from.valid_cells(from_index)) return false;
+    if (source.state != PageState::empty && !same_shape) return false;
     if (source.state == PageState::cold && (layout_.format != from.layout_.format || !shape_known_))
         return false;
     Page copy = source;
@@ -48,8 +46,7 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     pages_[to_index] = copy;
     flags_[to_index] = static_cast<std::uint8_t>((flags_[to_index] & kListed) |
                                                  (from.flags_[from_index] & (kSuspect | kRefused)));
-    if (copy.state != PageState::empty)
-        list_candidate(to_index);
+    if (copy.state != PageState::empty) list_candidate(to_index);
     return true;
 }
 
@@ -63,8 +60,7 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
                      static_cast<std::size_t>(n) * row_bytes);
     check_range("a copy", static_cast<std::size_t>(to_cell) * row_bytes,
                 static_cast<std::size_t>(n) * row_bytes);
-    if (n == 0 || (&from == this && from_cell == to_cell))
-        return;
+    if (n == 0 || (&from == this && from_cell == to_cell)) return;
     if (config_.tracker != nullptr) {
         if (config_.tracker == from.config_.tracker) {
             config_.tracker->on_copy(from_cell, to_cell, n);
@@ -95,21 +91,18 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
             to % config_.n_cells % kPageTokens == 0 && to + count == page_end(*this, to) &&
             source % from.config_.n_cells % kPageTokens == 0 && source + count == page_end(from, source);
         candidates_.reserve(candidates_.size() + 1);
-        if (whole_page && clone_page(from, from.page_of(source), index))
-            continue;
+        if (whole_page && clone_page(from, from.page_of(source), index)) continue;
         rows.resize(static_cast<std::size_t>(count * config_.row_elements));
         from.read_rows(source, count, rows.data());
         write_page_rows(index, static_cast<int>(to % config_.n_cells % kPageTokens), static_cast<int>(count),
                         rows.data());
     }
-    if (!pinned())
-        freeze_now(kNoPage);
+    if (!pinned()) freeze_now();
 }
 
 bool KvTensor::begin_rewrite(int stream, std::int64_t page) {
     const auto index = static_cast<std::uint32_t>(stream * pages_per_stream_ + page);
-    if (pages_[index].state == PageState::empty)
-        return false;
+    if (pages_[index].state == PageState::empty) return false;
     const std::size_t n = hot_bytes() / sizeof(fp16_t);
     rewrite_rows_.resize(2 * n);
     std::vector<float> scratch(pages_[index].state == PageState::cold ? scratch_floats() : 0);
@@ -133,8 +126,7 @@ void KvTensor::end_rewrite(int stream, std::int64_t page_in_stream) {
         if (std::memcmp(rows + at, rows_before + at, layout_.row_bytes()) != 0)
             changed |= std::uint64_t{1} << t;
     });
-    if (changed == 0)
-        return;  // in particular, the block of a page that did not move stays bit for bit
+    if (changed == 0) return;  // in particular, the block of a page that did not move stays bit for bit
     const bool has_large = [&] {
         bool large = false;
         for_each_cell(changed, [&](int t) {
@@ -182,17 +174,13 @@ void KvTensor::end_rewrite(int stream, std::int64_t page_in_stream) {
                         layout_.head_bytes());
         }
     });
-    if (page.state == PageState::pinned)
-        return;
-    if ((flags_[index] & kRefused) != 0)
-        flags_[index] ^= kRefused | kSuspect;
-    if (has_large)
-        flags_[index] |= kSuspect;
+    if (page.state == PageState::pinned) return;
+    if ((flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
+    if (has_large) flags_[index] |= kSuspect;
 }
 
 void KvTensor::pin(std::byte* base) {
-    if (pinned())
-        return;
+    if (pinned()) return;
     std::vector<float> scratch(scratch_floats());
     for (std::size_t i = 0; i < pages_.size(); ++i) {
         Page& page = pages_[i];
@@ -211,7 +199,7 @@ void KvTensor::pin(std::byte* base) {
         flags_[i] = 0;
     }
     candidates_.clear();
-    rewrite_rows_ = {};
+    rewrite_rows_ = std::vector<fp16_t>();
     pinned_base_ = base;
 }
 

@@ -43,16 +43,13 @@ bool KvTensor::ready_to_freeze(std::uint32_t index, std::uint64_t& keep, bool& d
     const std::uint64_t sinks = config_.tracker->sink_cells(stream, in_stream) & valid;
     const bool waits = touched_[index] != 0 || (flags_[index] & kRefused) != 0;
     if (page.state == PageState::hot) {
-        if (waits || page.written != valid)
-            return false;
-        if ((config_.tracker->window_cells(stream, in_stream) & valid) != 0)
-            return false;
+        if (waits || page.written != valid) return false;
+        if ((config_.tracker->window_cells(stream, in_stream) & valid) != 0) return false;
         keep = sinks;
         return cold_bytes() + overlay_bytes(keep) < hot_bytes();
     }
     drop = (page.overlay & ~sinks) == 0;
-    if (drop || waits)
-        return false;
+    if (drop || waits) return false;
     // Cells that were zeroed have no row to encode and must go on reading as zero.
     const std::uint64_t window = config_.tracker->window_cells(stream, in_stream);
     keep = page.overlay & (sinks | window | ~page.written);
@@ -63,15 +60,13 @@ bool KvTensor::ready_to_freeze(std::uint32_t index, std::uint64_t& keep, bool& d
 // the arena refuses, it waits.
 void KvTensor::plan_freezes() {
     Work& work = *work_;
-    if (layout_.format == nullptr || !shape_known_)
-        return;
+    if (layout_.format == nullptr || !shape_known_) return;
     try {
         for (std::size_t i = 0; i < candidates_.size();) {
             const std::uint32_t index = candidates_[i];
             std::uint64_t keep = 0;
             bool drop = false;
-            if (ready_to_freeze(index, keep, drop) && !plan_freeze(index, keep))
-                return;
+            if (ready_to_freeze(index, keep, drop) && !plan_freeze(index, keep)) return;
             if (drop) {
                 flags_[index] &= static_cast<std::uint8_t>(~kListed);
                 candidates_[i] = candidates_.back();
@@ -84,20 +79,17 @@ void KvTensor::plan_freezes() {
         const int heads_per_job = std::max(1, kValuesPerJob / (kPageTokens * layout_.shape.head_dim));
         std::size_t floats = 0;
         for (std::size_t f = 0; f < work.freezes.size(); ++f) {
-            if (work.freezes[f].encoded)
-                continue;
+            if (work.freezes[f].encoded) continue;
             for (int head = 0; head < layout_.shape.n_head; head += heads_per_job) {
                 const int n = std::min(heads_per_job, layout_.shape.n_head - head);
                 work.encodes.push_back({static_cast<std::uint32_t>(f), head, n, floats, 0});
-                if (work.freezes[f].before.state == PageState::cold)
-                    floats += scratch_floats() * 2;
+                if (work.freezes[f].before.state == PageState::cold) floats += scratch_floats() * 2;
             }
         }
         work.floats.resize(floats);
     } catch (const std::bad_alloc&) {  // records, not pages
         for (const auto& freeze : work.freezes) {
-            if (freeze.encoded)
-                flags_[freeze.page] |= kSuspect;
+            if (freeze.encoded) flags_[freeze.page] |= kSuspect;
             config_.arena->release(freeze.block, cold_bytes());
             config_.arena->release(reinterpret_cast<std::byte*>(freeze.overlay), overlay_bytes(freeze.keep));
         }
@@ -119,8 +111,7 @@ bool KvTensor::plan_freeze(std::uint32_t index, std::uint64_t keep) {
         return false;
     }
     work.freezes.push_back(freeze);
-    if ((flags_[index] & kSuspect) == 0)
-        return true;
+    if ((flags_[index] & kSuspect) == 0) return true;
     // Attention is planned on the page states that begin_write() leaves, so a page must not turn out to be
     // unfit in a job: try now.
     const auto f = work.freezes.size() - 1;
@@ -184,6 +175,10 @@ bool KvTensor::encode_head(std::size_t f, int head, float* scratch) noexcept {
         (is_key ? codec.decode_key : codec.decode_value)({block, scratch, stride, false});
         for (int t = 0; t < kPageTokens; ++t) {
             fp16_t* row = decoded + static_cast<std::size_t>(t) * head_elements;
+            if ((valid_cells(freeze.page) >> t & 1) == 0) {  // beyond the last cell
+                std::memset(row, 0, layout_.head_bytes());
+                continue;
+            }
             if ((freeze.before.overlay >> t & 1) != 0) {
                 std::ptrdiff_t head_stride = 0;
                 std::memcpy(row, row_target(freeze.before, t, head_stride) + head * head_stride,
@@ -204,15 +199,13 @@ bool KvTensor::encode_head(std::size_t f, int head, float* scratch) noexcept {
 void KvTensor::run_encode(std::size_t job) noexcept {
     auto& encode = work_->encodes[job];
     for (int head = encode.first_head; head < encode.first_head + encode.n_heads; ++head) {
-        if (!encode_head(encode.freeze, head, work_->floats.data() + encode.scratch))
-            encode.refused = 1;
+        if (!encode_head(encode.freeze, head, work_->floats.data() + encode.scratch)) encode.refused = 1;
     }
 }
 
 void KvTensor::finish_freezes() noexcept {
     Work& work = *work_;
-    for (const auto& encode : work.encodes)
-        work.freezes[encode.freeze].refused |= encode.refused;
+    for (const auto& encode : work.encodes) work.freezes[encode.freeze].refused |= encode.refused;
     for (auto& freeze : work.freezes) {
         Page& page = pages_[freeze.page];
         Page released = freeze.before;
@@ -226,20 +219,15 @@ void KvTensor::finish_freezes() noexcept {
     }
     work.freezes.clear();
     work.encodes.clear();
-    work.shrink();
 }
 
-// All of it at once, between graphs. except: a page that more of the same write is to come for.
-void KvTensor::freeze_now(std::uint32_t except) {
-    if (except != kNoPage)
-        touched_[except] = 1;
+// All of it at once, between graphs. Pages marked in touched_ wait.
+void KvTensor::freeze_now() {
     plan_freezes();
     commit_freezes();
-    for (std::size_t job = 0; job < work_->encodes.size(); ++job)
-        run_encode(job);
+    for (std::size_t job = 0; job < work_->encodes.size(); ++job) run_encode(job);
     finish_freezes();
-    if (except != kNoPage)
-        touched_[except] = 0;
+    work_->shrink();
 }
 
 }  // namespace mixed_kv

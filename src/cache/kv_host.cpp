@@ -38,6 +38,23 @@ std::uint64_t cell_range(int first, int n) noexcept {
 
 }  // namespace
 
+// Calls fn(page index, byte in page, byte in range, bytes) for the part of a byte range in each page.
+template <typename Fn>
+void KvTensor::each_page(std::size_t offset, std::size_t size, Fn&& fn) const {
+    const std::size_t row_bytes = layout_.row_bytes();
+    for (std::size_t at = 0; at < size;) {
+        const auto cell = static_cast<std::int64_t>((offset + at) / row_bytes);
+        const std::uint32_t index = page_of(cell);
+        const std::int64_t first_cell = cell - cell % config_.n_cells % kPageTokens;
+        const std::size_t at_page = offset + at - static_cast<std::size_t>(first_cell) * row_bytes;
+        const std::size_t page_bytes =
+            static_cast<std::size_t>(rows_in_page(index % pages_per_stream_)) * row_bytes;
+        const std::size_t n = std::min(size - at, page_bytes - at_page);
+        fn(index, at_page, at, n);
+        at += n;
+    }
+}
+
 // Makes these cells' rows exact and writable in place. whole: those of them that will be overwritten
 // completely; the others keep their present values until then.
 void KvTensor::open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole) {
@@ -73,8 +90,7 @@ void KvTensor::open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t
 // Stores bytes first_byte .. first_byte + size of a page, as dense rows.
 void KvTensor::write_page(std::uint32_t index, std::size_t first_byte, std::size_t size,
                           const Bytes& source) {
-    if (size == 0)
-        return;
+    if (size == 0) return;
     const std::size_t row_bytes = layout_.row_bytes(), head_bytes = layout_.head_bytes();
     const std::size_t end = first_byte + size;
     const auto first_row = static_cast<int>(first_byte / row_bytes);
@@ -93,8 +109,7 @@ void KvTensor::write_page(std::uint32_t index, std::size_t first_byte, std::size
             const std::size_t head_begin = row_begin + static_cast<std::size_t>(head) * head_bytes;
             const std::size_t from = std::max(first_byte, head_begin),
                               to = std::min(end, head_begin + head_bytes);
-            if (from >= to)
-                continue;
+            if (from >= to) continue;
             std::byte* target = row + head * head_stride;
             source.copy_to(target + (from - head_begin), from - first_byte, to - from);
             suspect |=
@@ -106,8 +121,7 @@ void KvTensor::write_page(std::uint32_t index, std::size_t first_byte, std::size
         return;
     }
     note_written(index, cells);
-    if (suspect)
-        flags_[index] |= kSuspect;
+    if (suspect) flags_[index] |= kSuspect;
 }
 
 void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows) {
@@ -118,38 +132,47 @@ void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16
 
 void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t size) {
     check_range("a write", offset, size);
-    if (size == 0)
+    if (size == 0) return;
+    if (pinned()) {
+        each_page(offset, size, [&](std::uint32_t index, std::size_t at_page, std::size_t at, std::size_t n) {
+            write_page(index, at_page, n, {static_cast<const std::byte*>(data) + at, 0});
+        });
         return;
+    }
     const std::size_t row_bytes = layout_.row_bytes();
-    const std::size_t end = offset + size;
-    if (config_.tracker != nullptr && !pinned()) {
+    if (config_.tracker != nullptr) {
         // A row counts with the write that brings its last byte, so that ranges in sequence are rows in
         // sequence.
         const auto first_row = static_cast<std::int64_t>(offset / row_bytes);
-        const auto end_row = static_cast<std::int64_t>(end / row_bytes);
+        const auto end_row = static_cast<std::int64_t>((offset + size) / row_bytes);
         config_.tracker->on_restore(first_row, end_row - first_row, this);
     }
-    for (std::size_t at = offset; at < end;) {
-        const auto cell = static_cast<std::int64_t>(at / row_bytes);
-        const std::uint32_t index = page_of(cell);
-        const std::int64_t first_cell = cell - cell % config_.n_cells % kPageTokens;
-        const std::size_t page_begin = static_cast<std::size_t>(first_cell) * row_bytes;
-        const std::size_t page_end =
-            page_begin + static_cast<std::size_t>(rows_in_page(index % pages_per_stream_)) * row_bytes;
-        const std::size_t n = std::min(end, page_end) - at;
-        write_page(index, at - page_begin, n, {static_cast<const std::byte*>(data) + (at - offset), 0});
-        at += n;
-        if (!pinned())
-            freeze_now(at < page_end ? index : kNoPage);
-    }
+    // Pages freeze as they fill, so that a restore needs little more than the cold form. Those still to come
+    // do not.
+    const auto first = static_cast<std::int64_t>(offset / row_bytes);
+    const auto last = static_cast<std::int64_t>((offset + size - 1) / row_bytes);
+    struct Marks {
+        KvTensor& tensor;
+        std::uint32_t first, last;
+        void set(std::uint64_t value) const noexcept {
+            std::fill_n(tensor.touched_.begin() + first, last - first + 1, value);
+        }
+        ~Marks() { set(0); }
+    } const marks{*this, page_of(first), page_of(last)};
+    marks.set(1);
+    each_page(offset, size, [&](std::uint32_t index, std::size_t at_page, std::size_t at, std::size_t n) {
+        write_page(index, at_page, n, {static_cast<const std::byte*>(data) + at, 0});
+        const auto page_rows = static_cast<std::size_t>(rows_in_page(index % pages_per_stream_));
+        if (at_page + n == page_rows * row_bytes) touched_[index] = 0;
+        freeze_now();
+    });
 }
 
 // Zeroes part of a page. Rows that become zero as a whole are no longer written; a page without any is
 // released.
 void KvTensor::zero_page(std::uint32_t index, std::size_t first_byte, std::size_t size) {
     Page& page = pages_[index];
-    if (page.state == PageState::empty)
-        return;
+    if (page.state == PageState::empty) return;
     const std::size_t row_bytes = layout_.row_bytes();
     const std::size_t end = first_byte + size;
     const auto first_whole = static_cast<int>((first_byte + row_bytes - 1) / row_bytes);
@@ -163,16 +186,13 @@ void KvTensor::zero_page(std::uint32_t index, std::size_t first_byte, std::size_
     for (auto t = static_cast<int>(first_byte / row_bytes); static_cast<std::size_t>(t) * row_bytes < end;
          ++t) {
         const std::uint64_t cell = std::uint64_t{1} << t;
-        if ((page.written & cell) == 0)
-            continue;
+        if ((page.written & cell) == 0) continue;
         const std::size_t row_begin = static_cast<std::size_t>(t) * row_bytes;
         const std::size_t from = std::max(first_byte, row_begin), to = std::min(end, row_begin + row_bytes);
         write_page(index, from, to - from, {nullptr, 0});
-        if (is_zero_row(page, t))
-            page.written &= ~cell;  // also when its zeros came in pieces
+        if (is_zero_row(page, t)) page.written &= ~cell;  // also when its zeros came in pieces
     }
-    if (page.written == 0)
-        make_empty(index);
+    if (page.written == 0) make_empty(index);
 }
 
 bool KvTensor::is_zero_row(const Page& page, int token) const noexcept {
@@ -181,39 +201,29 @@ bool KvTensor::is_zero_row(const Page& page, int token) const noexcept {
     unsigned found = 0;
     for (int head = 0; head < layout_.shape.n_head; ++head) {
         const auto* values = reinterpret_cast<const fp16_t*>(row + head * head_stride);
-        for (int i = 0; i < layout_.shape.head_dim; ++i)
-            found |= values[i];
+        for (int i = 0; i < layout_.shape.head_dim; ++i) found |= values[i];
     }
     return found == 0;
 }
 
 void KvTensor::fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size) {
     check_range("a fill", offset, size);
-    const std::size_t row_bytes = layout_.row_bytes();
-    const std::size_t end = offset + size;
     if (pinned() && size != 0) {
-        if (value == 0 && size == static_cast<std::size_t>(config_.n_cells * config_.n_stream) * row_bytes) {
+        const auto n_rows = static_cast<std::size_t>(config_.n_cells * config_.n_stream);
+        if (value == 0 && size == n_rows * layout_.row_bytes()) {
             clear();
-            return;
+        } else {
+            std::memset(pinned_base_ + offset, value, size);
         }
-        std::memset(pinned_base_ + offset, value, size);
         return;
     }
-    for (std::size_t at = offset; at < end;) {
-        const auto cell = static_cast<std::int64_t>(at / row_bytes);
-        const std::uint32_t index = page_of(cell);
-        const std::int64_t first_cell = cell - cell % config_.n_cells % kPageTokens;
-        const std::size_t page_begin = static_cast<std::size_t>(first_cell) * row_bytes;
-        const std::size_t page_end =
-            page_begin + static_cast<std::size_t>(rows_in_page(index % pages_per_stream_)) * row_bytes;
-        const std::size_t n = std::min(end, page_end) - at;
+    each_page(offset, size, [&](std::uint32_t index, std::size_t at_page, std::size_t, std::size_t n) {
         if (value == 0) {
-            zero_page(index, at - page_begin, n);
+            zero_page(index, at_page, n);
         } else {
-            write_page(index, at - page_begin, n, {nullptr, value});
+            write_page(index, at_page, n, {nullptr, value});
         }
-        at += n;
-    }
+    });
 }
 
 void KvTensor::read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const {
@@ -227,8 +237,7 @@ void KvTensor::read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) 
         const auto count =
             static_cast<int>(std::min<std::int64_t>(n, rows_in_page(index % pages_per_stream_) - in_page));
         const Page& page = pages_[index];
-        if (page.state == PageState::cold)
-            scratch.resize(scratch_floats());
+        if (page.state == PageState::cold) scratch.resize(scratch_floats());
         decode_rows(page, in_page, count, rows, scratch.data());
         rows += static_cast<std::ptrdiff_t>(count) * config_.row_elements;
         first_cell += count;
@@ -242,25 +251,18 @@ void KvTensor::read_bytes(std::size_t offset, void* data, std::size_t size) cons
         std::memcpy(data, pinned_base_ + offset, size);
         return;
     }
+    // Through a buffer: data may lie at any address, and the range may begin inside a value.
     const std::size_t row_bytes = layout_.row_bytes();
-    auto* to = static_cast<std::byte*>(data);
     std::vector<fp16_t> rows;
-    for (std::size_t at = offset, end = offset + size; at < end;) {
-        // A page at most, through a buffer: data may lie at any address, and the range may begin inside a
-        // value.
-        const auto cell = static_cast<std::int64_t>(at / row_bytes);
-        const std::int64_t in_page = cell % config_.n_cells % kPageTokens;
-        const std::int64_t last =
-            std::min<std::int64_t>(cell + rows_in_page(page_of(cell) % pages_per_stream_) - in_page,
-                                   static_cast<std::int64_t>((end + row_bytes - 1) / row_bytes));
-        rows.resize(static_cast<std::size_t>(last - cell) * row_bytes / sizeof(fp16_t));
-        read_rows(cell, last - cell, rows.data());
-        const std::size_t skip = at - static_cast<std::size_t>(cell) * row_bytes;
-        const std::size_t n = std::min(end - at, rows.size() * sizeof(fp16_t) - skip);
-        std::memcpy(to, reinterpret_cast<const std::byte*>(rows.data()) + skip, n);
-        to += n;
-        at += n;
-    }
+    each_page(offset, size, [&](std::uint32_t, std::size_t at_page, std::size_t at, std::size_t n) {
+        const std::size_t skip = at_page % row_bytes;
+        const std::size_t n_rows = (skip + n + row_bytes - 1) / row_bytes;
+        rows.resize(n_rows * row_bytes / sizeof(fp16_t));
+        read_rows(static_cast<std::int64_t>((offset + at) / row_bytes), static_cast<std::int64_t>(n_rows),
+                  rows.data());
+        std::memcpy(static_cast<std::byte*>(data) + at,
+                    reinterpret_cast<const std::byte*>(rows.data()) + skip, n);
+    });
 }
 
 }  // namespace mixed_kv

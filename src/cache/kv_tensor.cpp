@@ -33,8 +33,7 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
         refuse(std::to_string(config.n_stream) + " streams of " + std::to_string(config.n_cells) +
                " cells of " + std::to_string(config.row_elements) + " values: all must be positive");
     }
-    if (config.kernels == nullptr || config.arena == nullptr)
-        refuse("kernels and an arena are needed");
+    if (config.kernels == nullptr || config.arena == nullptr) refuse("kernels and an arena are needed");
     pages_per_stream_ = (config.n_cells + kPageTokens - 1) / kPageTokens;
     if (pages_per_stream_ * config.n_stream >= kNoPage) {
         refuse(std::to_string(config.n_stream) + " streams of " + std::to_string(config.n_cells) +
@@ -43,8 +42,7 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
     layout_.role = config.role;
     layout_.shape = {1, config.row_elements};
     if (config.format != nullptr) {
-        if (config.tracker == nullptr)
-            refuse("a cold format needs a window tracker");
+        if (config.tracker == nullptr) refuse("a cold format needs a window tracker");
         const auto& tracked = config.tracker->config();
         if (tracked.n_cells != config.n_cells || tracked.n_stream != config.n_stream) {
             refuse("the window tracker is for " + std::to_string(tracked.n_stream) + " streams of " +
@@ -54,8 +52,7 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
         const auto formats = cold_formats();
         const auto found = std::find_if(formats.begin(), formats.end(),
                                         [&](const ColdFormat& f) { return &f == config.format; });
-        if (found == formats.end())
-            refuse("the cold format is not one of the registry's");
+        if (found == formats.end()) refuse("the cold format is not one of the registry's");
         layout_.format = config.format;
         layout_.format_index = static_cast<int>(found - formats.begin());
     }
@@ -66,28 +63,24 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
 }
 
 KvTensor::~KvTensor() {
-    for (Page& page : pages_)
-        release_storage(page);
+    for (Page& page : pages_) release_storage(page);
 }
 
 bool KvTensor::set_head_shape(HeadShape shape) {
-    if (shape_known_ && shape == layout_.shape)
-        return true;
+    if (shape_known_ && shape == layout_.shape) return true;
     if (shape.n_head < 1 || shape.head_dim < 1 || shape.head_dim > kernels::kMaxHeadDim ||
         shape.row_elements() != config_.row_elements) {
         return false;
     }
     const auto is_cold = [](const Page& page) { return page.state == PageState::cold; };
-    if (std::any_of(pages_.begin(), pages_.end(), is_cold))
-        return false;
+    if (std::any_of(pages_.begin(), pages_.end(), is_cold)) return false;
     PageLayout layout = layout_;
     layout.shape = shape;
     if (layout.format != nullptr)
         layout.block_bytes = layout.format->block_bytes(layout.role, shape.head_dim);
     std::vector<fp16_t> rows(layout.row_bytes() / sizeof(fp16_t) * kPageTokens);
     for (Page& page : pages_) {
-        if (page.state != PageState::hot)
-            continue;
+        if (page.state != PageState::hot) continue;
         decode_rows(page, 0, kPageTokens, rows.data(), nullptr);
         auto* hot = reinterpret_cast<fp16_t*>(page.data);
         for (int head = 0; head < shape.n_head; ++head) {
@@ -134,17 +127,14 @@ std::size_t KvTensor::overlay_bytes(std::uint64_t cells) const noexcept {
     return static_cast<std::size_t>(overlay_capacity(std::popcount(cells))) * layout_.row_bytes();
 }
 
-std::byte* KvTensor::allocate_hot() {
-    return config_.arena->allocate(hot_bytes());
-}
+std::byte* KvTensor::allocate_hot() { return config_.arena->allocate(hot_bytes()); }
 
 fp16_t* KvTensor::allocate_overlay(std::uint64_t cells) {
     return cells == 0 ? nullptr : reinterpret_cast<fp16_t*>(config_.arena->allocate(overlay_bytes(cells)));
 }
 
 void KvTensor::release_storage(Page& page) noexcept {
-    if (page.state == PageState::hot)
-        config_.arena->release(page.data, hot_bytes());
+    if (page.state == PageState::hot) config_.arena->release(page.data, hot_bytes());
     if (page.state == PageState::cold) {
         config_.arena->release(page.data, cold_bytes());
         config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
@@ -167,8 +157,7 @@ void KvTensor::clear() noexcept {
             make_empty(static_cast<std::uint32_t>(i));
         }
     }
-    if (!pinned())
-        return;
+    if (!pinned()) return;
     // Fresh anonymous memory reads as zero and is not resident.
     const std::size_t size =
         static_cast<std::size_t>(config_.n_cells * config_.n_stream) * layout_.row_bytes();
@@ -184,8 +173,7 @@ void KvTensor::clear() noexcept {
 }
 
 void KvTensor::list_candidate(std::uint32_t index) noexcept {
-    if ((flags_[index] & kListed) != 0 || layout_.format == nullptr)
-        return;
+    if ((flags_[index] & kListed) != 0 || layout_.format == nullptr) return;
     flags_[index] |= kListed;
     candidates_.push_back(index);
 }
@@ -193,8 +181,7 @@ void KvTensor::list_candidate(std::uint32_t index) noexcept {
 // Cells got new rows: what the codec once refused may be gone.
 void KvTensor::note_written(std::uint32_t index, std::uint64_t cells) noexcept {
     pages_[index].written |= cells;
-    if ((flags_[index] & kRefused) != 0)
-        flags_[index] ^= kRefused | kSuspect;
+    if ((flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
     list_candidate(index);
 }
 
@@ -211,8 +198,7 @@ void KvTensor::promote(std::uint32_t index, std::uint64_t cells, std::byte* hot)
     page.data = hot;
     page.overlay = 0;
     page.overlay_rows = nullptr;
-    if (valid_cells(index) != ~std::uint64_t{0})
-        std::memset(hot, 0, hot_bytes());
+    if (valid_cells(index) != ~std::uint64_t{0}) std::memset(hot, 0, hot_bytes());
     for_each_cell(before.overlay & ~cells, [&](int t) {
         const fp16_t* row =
             before.overlay_rows + overlay_index(before.overlay, t) * layout_.shape.row_elements();
@@ -242,8 +228,7 @@ void KvTensor::grow_overlay(Page& page, std::uint64_t cells, fp16_t* rows) noexc
         left &= ~(std::uint64_t{1} << t);
         const auto from_index = static_cast<std::ptrdiff_t>(overlay_index(page.overlay, t));
         const auto to_index = static_cast<std::ptrdiff_t>(overlay_index(merged, t));
-        if (to == page.overlay_rows && from_index == to_index)
-            continue;
+        if (to == page.overlay_rows && from_index == to_index) continue;
         std::memcpy(to + to_index * layout_.shape.row_elements(),
                     page.overlay_rows + from_index * layout_.shape.row_elements(), layout_.row_bytes());
     }
@@ -321,18 +306,15 @@ KvTensor::Memory KvTensor::memory() const noexcept {
     memory.bookkeeping = sizeof(*this) + bytes(pages_) + bytes(flags_) + bytes(touched_) +
                          bytes(candidates_) + bytes(rewrite_rows_) + work_->memory_bytes();
     const auto add = [&](const Page& page) {
-        if (page.state == PageState::hot)
-            memory.hot += hot_bytes();
-        if (page.state == PageState::cold)
-            memory.cold += cold_bytes();
+        if (page.state == PageState::hot) memory.hot += hot_bytes();
+        if (page.state == PageState::cold) memory.cold += cold_bytes();
         memory.overlay += page.state == PageState::cold ? overlay_bytes(page.overlay) : 0;
     };
     for (const Page& page : pages_) {
         add(page);
         memory.rows_written += std::popcount(page.written);
     }
-    for (const auto& freeze : work_->freezes)
-        add(freeze.before);  // between begin_write() and end_write()
+    for (const auto& freeze : work_->freezes) add(freeze.before);  // between begin_write() and end_write()
     if (pinned()) {
         const std::size_t size =
             static_cast<std::size_t>(config_.n_cells * config_.n_stream) * layout_.row_bytes();
@@ -343,8 +325,7 @@ KvTensor::Memory KvTensor::memory() const noexcept {
         unsigned char resident[kPiece];
         for (std::uintptr_t at = begin / kSystemPage * kSystemPage; at < end; at += kPiece * kSystemPage) {
             const std::size_t n = std::min<std::size_t>(kPiece, (end - at + kSystemPage - 1) / kSystemPage);
-            if (mincore(reinterpret_cast<void*>(at), n * kSystemPage, resident) != 0)
-                continue;
+            if (mincore(reinterpret_cast<void*>(at), n * kSystemPage, resident) != 0) continue;
             for (std::size_t i = 0; i < n; ++i) {
                 const std::uintptr_t unit = at + i * kSystemPage;
                 if ((resident[i] & 1) != 0) {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "mixed_kv/kv_tensor.h"
@@ -60,8 +61,7 @@ struct KvTensor::Work {
     void shrink() noexcept {
         constexpr std::size_t kKeep = 16;
         const auto shrink_one = [](auto& v) {
-            if (v.capacity() > kKeep)
-                v = {};
+            if (v.capacity() > kKeep) v = std::remove_reference_t<decltype(v)>();  // {} would keep the memory
         };
         shrink_one(reserved);
         shrink_one(touches);

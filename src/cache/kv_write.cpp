@@ -35,7 +35,7 @@ void KvTensor::begin_write(std::span<const std::int64_t> cells, const RowSource&
     work.source = rows;
     work.rows_per_job =
         std::max<std::size_t>(1, kValuesPerJob / static_cast<std::size_t>(config_.row_elements));
-    rewrite_rows_ = {};
+    rewrite_rows_ = std::vector<fp16_t>();  // may be large; {} would keep the memory
     try {
         gather_touches(cells);
         if (!pinned()) {
@@ -46,13 +46,11 @@ void KvTensor::begin_write(std::span<const std::int64_t> cells, const RowSource&
         abandon();
         throw;
     }
-    if (!pinned())
-        commit_freezes();
+    if (!pinned()) commit_freezes();
     commit_touches();
     for (std::size_t i = 0; i < work.targets.size(); ++i) {
         auto& target = work.targets[i];
-        if (target.page == kNoTarget)
-            continue;
+        if (target.page == kNoTarget) continue;
         const auto in_page = static_cast<int>(cells[i] % config_.n_cells % kPageTokens);
         target.row = row_target(pages_[target.page], in_page, target.head_stride_bytes);
     }
@@ -65,13 +63,11 @@ void KvTensor::gather_touches(std::span<const std::int64_t> cells) {
     for (std::size_t i = cells.size(); i-- > 0;) {
         const std::uint32_t index = page_of(cells[i]);
         const std::uint64_t cell = std::uint64_t{1} << (cells[i] % config_.n_cells % kPageTokens);
-        if (touched_[index] == 0)
-            work.touches.push_back({index, 0, nullptr, nullptr});
+        if (touched_[index] == 0) work.touches.push_back({index, 0, nullptr, nullptr});
         work.targets[i].page = (touched_[index] & cell) == 0 ? index : kNoTarget;
         touched_[index] |= cell;
     }
-    for (auto& touch : work.touches)
-        touch.cells = touched_[touch.page];
+    for (auto& touch : work.touches) touch.cells = touched_[touch.page];
 }
 
 void KvTensor::reserve_touches() {
@@ -95,10 +91,8 @@ void KvTensor::reserve_touches() {
 // Undoes what begin_write() did before it failed.
 void KvTensor::abandon() noexcept {
     Work& work = *work_;
-    for (const auto& block : work.reserved)
-        config_.arena->release(block.data, block.bytes);
-    for (const auto& touch : work.touches)
-        touched_[touch.page] = 0;
+    for (const auto& block : work.reserved) config_.arena->release(block.data, block.bytes);
+    for (const auto& touch : work.touches) touched_[touch.page] = 0;
     work.reserved.clear();
     work.touches.clear();
     work.targets.clear();
@@ -111,8 +105,7 @@ void KvTensor::commit_touches() noexcept {
             page.state = PageState::hot;
             page.data = touch.hot;
             // Cells that nobody wrote read as zero, and kernels read whole pages.
-            if (touch.cells != ~std::uint64_t{0})
-                std::memset(page.data, 0, hot_bytes());
+            if (touch.cells != ~std::uint64_t{0}) std::memset(page.data, 0, hot_bytes());
         } else if (page.state == PageState::cold && touch.hot != nullptr) {
             promote(touch.page, touch.cells, touch.hot);
         } else if (page.state == PageState::cold) {
@@ -143,15 +136,13 @@ void KvTensor::run_job(int job) noexcept {
     }
     const std::size_t first = (index - work.encodes.size()) * work.rows_per_job;
     const std::size_t end = std::min(work.targets.size(), first + work.rows_per_job);
-    for (std::size_t row = first; row < end; ++row)
-        copy_source_row(row);
+    for (std::size_t row = first; row < end; ++row) copy_source_row(row);
 }
 
 void KvTensor::copy_source_row(std::size_t row) noexcept {
     Work& work = *work_;
     auto& target = work.targets[row];
-    if (target.row == nullptr)
-        return;
+    if (target.row == nullptr) return;
     const auto* from = static_cast<const std::byte*>(work.source.data) +
                        static_cast<std::ptrdiff_t>(row) * work.source.row_stride_bytes;
     // A row is one piece unless the heads of a page lie apart.
@@ -175,12 +166,10 @@ void KvTensor::copy_source_row(std::size_t row) noexcept {
 void KvTensor::end_write() noexcept {
     Work& work = *work_;
     for (const auto& target : work.targets) {
-        if (target.suspect != 0)
-            flags_[target.page] |= kSuspect;
+        if (target.suspect != 0) flags_[target.page] |= kSuspect;
     }
     finish_freezes();
-    for (const auto& touch : work.touches)
-        touched_[touch.page] = 0;
+    for (const auto& touch : work.touches) touched_[touch.page] = 0;
     work.touches.clear();
     work.targets.clear();
     work.shrink();

@@ -15,17 +15,14 @@ inline std::uint64_t visible_cells(const fp16_t* row, std::int64_t n) noexcept {
     constexpr std::uint64_t kMasked = kMaskedOut * 0x0001000100010001u;
     if (n < kPageTokens) {
         std::uint64_t bits = 0;
-        for (std::int64_t t = 0; t < n; ++t)
-            bits |= std::uint64_t{row[t] != kMaskedOut} << t;
+        for (std::int64_t t = 0; t < n; ++t) bits |= std::uint64_t{row[t] != kMaskedOut} << t;
         return bits;
     }
     std::uint64_t words[kPageTokens / 4];
     std::memcpy(words, row, sizeof words);
     std::uint64_t differs = 0;
-    for (std::uint64_t& word : words)
-        differs |= word ^= kMasked;
-    if (differs == 0)
-        return 0;  // most pages of most rows, when several sequences share a cache
+    for (std::uint64_t& word : words) differs |= word ^= kMasked;
+    if (differs == 0) return 0;  // most pages of most rows, when several sequences share a cache
     std::uint64_t bits = 0;
     for (int i = 0; i < kPageTokens / 4; ++i) {
         constexpr std::uint64_t kLow = 0x7fff7fff7fff7fffu;

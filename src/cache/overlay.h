@@ -12,8 +12,7 @@ namespace mixed_kv::cache {
 constexpr int overlay_capacity(int n) noexcept {
     constexpr int kSizes[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
     for (const int size : kSizes) {
-        if (n <= size)
-            return size;
+        if (n <= size) return size;
     }
     return 64;
 }
@@ -26,8 +25,7 @@ inline int overlay_index(std::uint64_t overlay, int cell) noexcept {
 // Calls fn(cell) for each member of a set of cells.
 template <typename Fn>
 void for_each_cell(std::uint64_t cells, Fn&& fn) {
-    for (; cells != 0; cells &= cells - 1)
-        fn(std::countr_zero(cells));
+    for (; cells != 0; cells &= cells - 1) fn(std::countr_zero(cells));
 }
 
 }  // namespace mixed_kv::cache

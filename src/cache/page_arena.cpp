@@ -65,9 +65,7 @@ struct PageArena::SizeClass {
 
 PageArena::PageArena(std::size_t limit_bytes) : limit_(limit_bytes) {}
 
-PageArena::~PageArena() {
-    release_all();
-}
+PageArena::~PageArena() { release_all(); }
 
 std::vector<std::pair<const std::byte*, const std::byte*>> PageArena::mappings() const {
     std::vector<std::pair<const std::byte*, const std::byte*>> result;
@@ -84,10 +82,8 @@ std::size_t PageArena::keep_bytes() const noexcept {
 
 PageArena::Chunk& PageArena::chunk_with_space(SizeClass& size_class) {
     auto& chunks = size_class.chunks;
-    while (size_class.hint < chunks.size() && !chunks[size_class.hint]->has_space())
-        ++size_class.hint;
-    if (size_class.hint < chunks.size())
-        return *chunks[size_class.hint];
+    while (size_class.hint < chunks.size() && !chunks[size_class.hint]->has_space()) ++size_class.hint;
+    if (size_class.hint < chunks.size()) return *chunks[size_class.hint];
 
     const std::size_t block = size_class.block_bytes;
     const std::size_t wanted = std::clamp(size_class.mapped / 2, kFirstChunk, kLargestChunk);
@@ -142,8 +138,7 @@ std::byte* PageArena::allocate(std::size_t bytes) {
         }
         resident_ += added();
         for (std::size_t unit = first; unit <= last; ++unit) {
-            if (chunk.touched[unit] != 0 && chunk.users[unit] == 0)
-                kept_ -= kUnit;
+            if (chunk.touched[unit] != 0 && chunk.users[unit] == 0) kept_ -= kUnit;
             chunk.touched[unit] = 1;
             ++chunk.users[unit];
         }
@@ -164,8 +159,7 @@ std::byte* PageArena::allocate(std::size_t bytes) {
 }
 
 void PageArena::release(std::byte* data, std::size_t bytes) noexcept {
-    if (data == nullptr)
-        return;
+    if (data == nullptr) return;
     const std::size_t block_bytes = round_up(std::max<std::size_t>(bytes, 1), kAlign);
     SizeClass& size_class = *classes_.find(block_bytes)->second;
     auto& chunks = size_class.chunks;
@@ -181,14 +175,12 @@ void PageArena::release(std::byte* data, std::size_t bytes) noexcept {
     in_use_ -= block_bytes;
     const std::size_t first = chunk.first_unit(block), last = chunk.last_unit(block);
     for (std::size_t unit = first; unit <= last; ++unit) {
-        if (--chunk.users[unit] == 0)
-            kept_ += kUnit;
+        if (--chunk.users[unit] == 0) kept_ += kUnit;
     }
     const auto index = static_cast<std::size_t>(found - chunks.begin());
     const auto others_have_space = [&] {
         for (std::size_t i = size_class.hint; i < chunks.size(); ++i) {
-            if (i != index && chunks[i]->has_space())
-                return true;
+            if (i != index && chunks[i]->has_space()) return true;
         }
         return false;
     };
@@ -200,17 +192,14 @@ void PageArena::release(std::byte* data, std::size_t bytes) noexcept {
         return;
     }
     size_class.hint = std::min(size_class.hint, index);
-    if (kept_ > keep_bytes())
-        trim_units(chunk, first, last);
+    if (kept_ > keep_bytes()) trim_units(chunk, first, last);
 }
 
 void PageArena::trim_units(Chunk& chunk, std::size_t first, std::size_t last) noexcept {
     for (std::size_t unit = first; unit <= last; ++unit) {
         std::size_t end = unit;
-        while (end <= last && chunk.users[end] == 0 && chunk.touched[end] != 0)
-            ++end;
-        if (end == unit)
-            continue;
+        while (end <= last && chunk.users[end] == 0 && chunk.touched[end] != 0) ++end;
+        if (end == unit) continue;
         const std::size_t bytes = (end - unit) * kUnit;
         // Locked memory refuses; it then stays resident and stays counted.
         if (madvise(chunk.base + unit * kUnit, bytes, MADV_DONTNEED) == 0) {
@@ -223,21 +212,17 @@ void PageArena::trim_units(Chunk& chunk, std::size_t first, std::size_t last) no
 }
 
 void PageArena::trim() noexcept {
-    if (kept_ == 0)
-        return;
+    if (kept_ == 0) return;
     for (auto& [bytes, size_class] : classes_) {
-        for (auto& chunk : size_class->chunks)
-            trim_units(*chunk, 0, chunk->users.size() - 1);
+        for (auto& chunk : size_class->chunks) trim_units(*chunk, 0, chunk->users.size() - 1);
     }
 }
 
 void PageArena::unmap(Chunk& chunk) noexcept {
     for (std::size_t unit = 0; unit < chunk.users.size(); ++unit) {
-        if (chunk.touched[unit] == 0)
-            continue;
+        if (chunk.touched[unit] == 0) continue;
         resident_ -= kUnit;
-        if (chunk.users[unit] == 0)
-            kept_ -= kUnit;
+        if (chunk.users[unit] == 0) kept_ -= kUnit;
     }
     ASAN_UNPOISON_MEMORY_REGION(chunk.base, chunk.bytes);
     munmap(chunk.base, chunk.bytes);
@@ -245,8 +230,7 @@ void PageArena::unmap(Chunk& chunk) noexcept {
 
 void PageArena::release_all() noexcept {
     for (auto& [bytes, size_class] : classes_) {
-        for (auto& chunk : size_class->chunks)
-            unmap(*chunk);
+        for (auto& chunk : size_class->chunks) unmap(*chunk);
     }
     classes_.clear();
     in_use_ = 0;

@@ -13,8 +13,7 @@ namespace mixed_kv::cache {
 inline bool has_large_value(const fp16_t* row, std::ptrdiff_t n) noexcept {
     constexpr unsigned kLarge = 0x6400;  // 1024 as binary16; the sum carries into bit 15 from there on
     unsigned found = 0;
-    for (std::ptrdiff_t i = 0; i < n; ++i)
-        found |= (row[i] & 0x7fffu) + (0x8000u - kLarge);
+    for (std::ptrdiff_t i = 0; i < n; ++i) found |= (row[i] & 0x7fffu) + (0x8000u - kLarge);
     return (found & 0x8000u) != 0;
 }
 

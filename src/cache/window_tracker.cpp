@@ -13,15 +13,12 @@ namespace mixed_kv {
 
 namespace {
 
-constexpr std::uint64_t bit(std::int64_t cell) noexcept {
-    return std::uint64_t{1} << (cell % kPageTokens);
-}
+constexpr std::uint64_t bit(std::int64_t cell) noexcept { return std::uint64_t{1} << (cell % kPageTokens); }
 
 // Calls fn(cell) for each member of a set, where cell 0 of the set is `first`.
 template <typename Fn>
 void for_each_cell(std::uint64_t set, std::int64_t first, Fn&& fn) {
-    for (; set != 0; set &= set - 1)
-        fn(first + std::countr_zero(set));
+    for (; set != 0; set &= set - 1) fn(first + std::countr_zero(set));
 }
 
 }  // namespace
@@ -78,18 +75,22 @@ void WindowTracker::forget_restore() noexcept {
 
 // Order is by rank only, so ranks can stand in for the numbers when those run out.
 void WindowTracker::renumber() {
-    const auto to_ranks = [](std::vector<std::uint32_t>& numbers) {
+    // newest: the largest number in use; becomes the largest rank.
+    const auto to_ranks = [](std::vector<std::uint32_t>& numbers, std::uint32_t& newest) {
         std::vector<std::uint32_t> sorted(numbers);
         sorted.push_back(0);  // stays 0
+        sorted.push_back(newest);
         std::sort(sorted.begin(), sorted.end());
         sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
         for (std::uint32_t& number : numbers) {
             number = static_cast<std::uint32_t>(std::lower_bound(sorted.begin(), sorted.end(), number) -
                                                 sorted.begin());
         }
-        return static_cast<std::uint32_t>(sorted.size() - 1);
+        newest = static_cast<std::uint32_t>(sorted.size() - 1);
     };
-    order_ = to_ranks(write_order_);
+    order_ = *std::max_element(write_order_.begin(), write_order_.end());
+    to_ranks(write_order_, order_);
+    to_ranks(evidence_, graph_);
     std::fill(page_newest_.begin(), page_newest_.end(), 0);
     for (std::size_t i = 0; i < write_order_.size(); ++i) {
         const auto cell = static_cast<std::int64_t>(i) % config_.n_cells;
@@ -98,19 +99,15 @@ void WindowTracker::renumber() {
             page_newest_[static_cast<std::size_t>(stream * pages_per_stream_ + cell / kPageTokens)];
         newest = std::max(newest, write_order_[i]);
     }
-    // The current graph keeps a number of its own, above all that are on record.
-    graph_ = to_ranks(evidence_) + 1;
 }
 
 std::uint32_t WindowTracker::next_order() {
-    if (order_ >= config_.counter_limit)
-        renumber();
+    if (order_ >= config_.counter_limit) renumber();
     return ++order_;
 }
 
 void WindowTracker::begin_graph() {
-    if (graph_ >= config_.counter_limit)
-        renumber();
+    if (graph_ >= config_.counter_limit) renumber();
     ++graph_;
 }
 
@@ -134,27 +131,22 @@ void WindowTracker::touch(std::int64_t cell) {
 }
 
 void WindowTracker::on_write(std::uint64_t epoch, std::span<const std::int64_t> cells) {
-    if (epoch == write_epoch_)
-        return;
+    if (epoch == write_epoch_) return;
     write_epoch_ = epoch;
     begin_graph();
     forget_restore();
     tokens_.assign(cells.begin(), cells.end());
     for (const std::int64_t cell : cells) {
-        if (cell >= 0 && cell < config_.n_cells * config_.n_stream)
-            touch(cell);
+        if (cell >= 0 && cell < config_.n_cells * config_.n_stream) touch(cell);
     }
-    for (int stream = 0; stream < config_.n_stream; ++stream)
-        enforce_bound(stream);
+    for (int stream = 0; stream < config_.n_stream; ++stream) enforce_bound(stream);
 }
 
 void WindowTracker::on_mask(std::uint64_t epoch, const MaskView& mask, int first_stream, int n_stream,
                             std::int64_t n_q, std::int64_t n_kv) {
-    if (epoch == mask_epoch_)
-        return;
+    if (epoch == mask_epoch_) return;
     mask_epoch_ = epoch;
-    if (epoch != write_epoch_)
-        begin_graph();
+    if (epoch != write_epoch_) begin_graph();
     const bool owned = epoch == write_epoch_ && static_cast<std::int64_t>(tokens_.size()) == n_stream * n_q;
     n_kv = std::min(n_kv, config_.n_cells);
     const std::int64_t n_pages = (n_kv + kPageTokens - 1) / kPageTokens;
@@ -168,15 +160,13 @@ void WindowTracker::on_mask(std::uint64_t epoch, const MaskView& mask, int first
             std::int64_t own = -1;
             if (owned) {
                 own = tokens_[static_cast<std::size_t>(s * n_q + q)] - stream * config_.n_cells;
-                if (own < 0 || own >= n_kv)
-                    own = -1;
+                if (own < 0 || own >= n_kv) own = -1;
             }
             scan_query(mask.row(s, 0, q), stream, n_kv, own);
         }
         for (std::int64_t p = 0; p < n_pages; ++p) {
             const auto i = static_cast<std::size_t>(p);
-            if (seen_[i] == 0)
-                continue;
+            if (seen_[i] == 0) continue;
             const auto page = static_cast<std::size_t>(stream * pages_per_stream_ + p);
             set_window(page, (window_[page] & ~seen_[i]) | keep_[i]);
             for_each_cell(keep_[i], stream * config_.n_cells + p * kPageTokens,
@@ -191,8 +181,7 @@ void WindowTracker::scan_query(const fp16_t* row, int stream, std::int64_t n_kv,
     const std::int64_t n_pages = (n_kv + kPageTokens - 1) / kPageTokens;
     const auto cells_of = [&](std::int64_t page) {
         const std::int64_t n = std::min<std::int64_t>(kPageTokens, n_kv - page * kPageTokens);
-        if (row == nullptr)
-            return n == kPageTokens ? ~std::uint64_t{0} : bit(n) - 1;
+        if (row == nullptr) return n == kPageTokens ? ~std::uint64_t{0} : bit(n) - 1;
         return cache::visible_cells(row + page * kPageTokens, n);
     };
     const auto is_own_visible = [&] { return (cells_of(own / kPageTokens) & bit(own)) != 0; };
@@ -203,8 +192,7 @@ void WindowTracker::scan_query(const fp16_t* row, int stream, std::int64_t n_kv,
     if (own >= 0 && (seen_[static_cast<std::size_t>(own / kPageTokens)] & bit(own)) != 0) {
         // Only the sink question is open. Visible cells lie close by, mostly before: look there first and
         // stop as soon as there are too many.
-        if (config_.sinks == 0)
-            return;
+        if (config_.sinks == 0) return;
         const std::int64_t own_page = own / kPageTokens;
         int count = 0;
         for (std::int64_t p = own_page; p >= 0 && count <= config_.sinks; --p)
@@ -212,8 +200,7 @@ void WindowTracker::scan_query(const fp16_t* row, int stream, std::int64_t n_kv,
         for (std::int64_t p = own_page + 1; p < n_pages && count <= config_.sinks; ++p) {
             count += std::popcount(cells_of(p));
         }
-        if (count <= config_.sinks && is_own_visible())
-            mark_sink();
+        if (count <= config_.sinks && is_own_visible()) mark_sink();
         return;
     }
 
@@ -224,18 +211,14 @@ void WindowTracker::scan_query(const fp16_t* row, int stream, std::int64_t n_kv,
     for (std::int64_t p = 0; p < n_pages; ++p) {
         const std::uint64_t cells = cells_of(p);
         visible_[static_cast<std::size_t>(p)] = cells;
-        if (cells == 0)
-            continue;
+        if (cells == 0) continue;
         seen_[static_cast<std::size_t>(p)] |= cells;
         count += std::popcount(cells);
         const std::uint32_t order = page_newest_[static_cast<std::size_t>(stream * pages_per_stream_ + p)];
-        if (order >= newest)
-            newest = order, newest_page = p;
+        if (order >= newest) newest = order, newest_page = p;
     }
-    if (own >= 0 && count <= config_.sinks && is_own_visible())
-        mark_sink();
-    if (config_.window > 0 && count > 0)
-        keep_newest(stream, n_pages, newest_page);
+    if (own >= 0 && count <= config_.sinks && is_own_visible()) mark_sink();
+    if (config_.window > 0 && count > 0) keep_newest(stream, n_pages, newest_page);
 }
 
 // Adds the last `window` cells of visible_, by write order, to keep_. Cells that were never written do not
@@ -245,17 +228,14 @@ void WindowTracker::keep_newest(int stream, std::int64_t n_pages, std::int64_t s
     const std::uint32_t* order = write_order_.data() + stream * config_.n_cells;
     const std::uint32_t* newest = page_newest_.data() + stream * pages_per_stream_;
     const auto gather = [&](std::int64_t page, std::uint32_t at_least) {
-        if (newest[page] < at_least)
-            return;
+        if (newest[page] < at_least) return;
         for_each_cell(visible_[static_cast<std::size_t>(page)], page * kPageTokens, [&](std::int64_t cell) {
-            if (order[cell] >= at_least)
-                orders_.push_back(order[cell]);
+            if (order[cell] >= at_least) orders_.push_back(order[cell]);
         });
     };
     // The write order of the window-th newest gathered cell, or 1 when there are fewer.
     const auto threshold = [&]() -> std::uint32_t {
-        if (orders_.size() < window)
-            return 1;
+        if (orders_.size() < window) return 1;
         const auto nth = orders_.begin() + static_cast<std::ptrdiff_t>(window) - 1;
         std::nth_element(orders_.begin(), nth, orders_.end(), std::greater<>());
         return *nth;
@@ -268,15 +248,12 @@ void WindowTracker::keep_newest(int stream, std::int64_t n_pages, std::int64_t s
     }
     const std::uint32_t bound = threshold();
     orders_.clear();
-    for (std::int64_t p = 0; p < n_pages; ++p)
-        gather(p, bound);
+    for (std::int64_t p = 0; p < n_pages; ++p) gather(p, bound);
     const std::uint32_t exact = std::max(bound, threshold());
     for (std::int64_t p = 0; p < n_pages; ++p) {
-        if (newest[p] < exact)
-            continue;
+        if (newest[p] < exact) continue;
         for_each_cell(visible_[static_cast<std::size_t>(p)], p * kPageTokens, [&](std::int64_t cell) {
-            if (order[cell] >= exact)
-                keep_[static_cast<std::size_t>(p)] |= bit(cell);
+            if (order[cell] >= exact) keep_[static_cast<std::size_t>(p)] |= bit(cell);
         });
     }
 }
@@ -284,8 +261,7 @@ void WindowTracker::keep_newest(int stream, std::int64_t n_pages, std::int64_t s
 // Evidence of finished or forgotten sequences is never contradicted, so it must not pile up.
 void WindowTracker::enforce_bound(int stream) {
     const std::int64_t bound = std::max<std::int64_t>(8 * std::int64_t{config_.window}, config_.n_cells / 8);
-    if (n_window_cells(stream) <= bound)
-        return;
+    if (n_window_cells(stream) <= bound) return;
     oldest_.clear();
     for (std::int64_t p = 0; p < pages_per_stream_; ++p) {
         for_each_cell(window_cells(stream, p), stream * config_.n_cells + p * kPageTokens,
@@ -297,8 +273,7 @@ void WindowTracker::enforce_bound(int stream) {
                       });
     }
     const auto n_drop = static_cast<std::ptrdiff_t>(oldest_.size()) - bound;
-    if (n_drop <= 0)
-        return;
+    if (n_drop <= 0) return;
     std::nth_element(oldest_.begin(), oldest_.begin() + (n_drop - 1), oldest_.end());
     for (std::ptrdiff_t i = 0; i < n_drop; ++i) {
         const std::int64_t cell = oldest_[static_cast<std::size_t>(i)].second % config_.n_cells;
@@ -311,38 +286,31 @@ void WindowTracker::on_restore(std::int64_t first_cell, std::int64_t n_cells, co
     const std::int64_t all = config_.n_cells * config_.n_stream;
     first_cell = std::clamp<std::int64_t>(first_cell, 0, all);
     n_cells = std::clamp<std::int64_t>(n_cells, 0, all - first_cell);
-    if (n_cells == 0)
-        return;
+    if (n_cells == 0) return;
     begin_graph();
     while (n_cells > 0) {  // a range may cross streams; each part is a sequence of its own
         const std::int64_t stream = first_cell / config_.n_cells;
         const std::int64_t n = std::min(n_cells, (stream + 1) * config_.n_cells - first_cell);
         const bool continues =
             tensor == restored_tensor_ && first_cell == restore_end_ && first_cell % config_.n_cells != 0;
-        if (!continues)
-            restore_first_ = first_cell;
+        if (!continues) restore_first_ = first_cell;
         const std::int64_t end = restore_end_ = first_cell + n;
         const std::int64_t length = end - restore_first_;
         const bool is_long = length > std::int64_t{config_.window} + config_.sinks;
         const std::int64_t protect_from = is_long ? end - config_.window : restore_first_;
         const std::int64_t sinks_end = is_long ? restore_first_ + config_.sinks : restore_first_;
-        for (std::int64_t cell = first_cell; cell < end; ++cell)
-            touch(cell);
+        for (std::int64_t cell = first_cell; cell < end; ++cell) touch(cell);
         // What was protected as the end of the part before gives way to the new end.
         const std::int64_t judged_from =
             std::max(restore_first_, first_cell - config_.window - config_.sinks);
         const auto judge = [&](std::int64_t cell) {
             const std::int64_t in_stream = cell - stream * config_.n_cells;
             const auto page = static_cast<std::size_t>(stream * pages_per_stream_ + in_stream / kPageTokens);
-            if (cell < protect_from)
-                set_window(page, window_[page] & ~bit(in_stream));
-            if (cell < sinks_end)
-                sinks_[page] |= bit(in_stream);
+            if (cell < protect_from) set_window(page, window_[page] & ~bit(in_stream));
+            if (cell < sinks_end) sinks_[page] |= bit(in_stream);
         };
-        for (std::int64_t cell = restore_first_; cell < std::min(sinks_end, judged_from); ++cell)
-            judge(cell);
-        for (std::int64_t cell = judged_from; cell < end; ++cell)
-            judge(cell);
+        for (std::int64_t cell = restore_first_; cell < std::min(sinks_end, judged_from); ++cell) judge(cell);
+        for (std::int64_t cell = judged_from; cell < end; ++cell) judge(cell);
         enforce_bound(static_cast<int>(stream));
         first_cell += n;
         n_cells -= n;
@@ -352,11 +320,9 @@ void WindowTracker::on_restore(std::int64_t first_cell, std::int64_t n_cells, co
 
 void WindowTracker::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells) {
     const std::int64_t all = config_.n_cells * config_.n_stream;
-    if (from_cell < 0 || to_cell < 0)
-        return;
+    if (from_cell < 0 || to_cell < 0) return;
     n_cells = std::min({n_cells, all - from_cell, all - to_cell});
-    if (n_cells <= 0 || from_cell == to_cell)
-        return;
+    if (n_cells <= 0 || from_cell == to_cell) return;
     const auto page_of = [&](std::int64_t cell) {
         return static_cast<std::size_t>(cell / config_.n_cells * pages_per_stream_ +
                                         cell % config_.n_cells / kPageTokens);
@@ -375,8 +341,7 @@ void WindowTracker::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::i
         set_window(to_page, in_window ? window_[to_page] | to_bit : window_[to_page] & ~to_bit);
         sinks_[to_page] = is_sink ? sinks_[to_page] | to_bit : sinks_[to_page] & ~to_bit;
     }
-    for (int stream = 0; stream < config_.n_stream; ++stream)
-        enforce_bound(stream);
+    for (int stream = 0; stream < config_.n_stream; ++stream) enforce_bound(stream);
 }
 
 }  // namespace mixed_kv

@@ -26,8 +26,16 @@ constexpr int kLargestWindow = 1 << 20;
 constexpr int kLargestSinks = 1 << 16;
 constexpr const char* kDefaultFormat = "q4";
 
+// NAME='value', on one line whatever the value is.
+std::string quoted(std::string_view name, std::string_view value) {
+    std::string text(name);
+    text.append("='");
+    for (const char c : value) text.push_back(static_cast<unsigned char>(c) < ' ' ? '?' : c);
+    return text.append("'");
+}
+
 [[noreturn]] void refuse(const char* name, std::string_view value, const std::string& accepted) {
-    throw Error(std::string(name).append("='").append(value).append("' is not valid: ").append(accepted));
+    throw Error(quoted(name, value).append(" is not valid: ").append(accepted));
 }
 
 int integer(const char* name, const std::string& text, int largest) {
@@ -49,11 +57,9 @@ std::string format_names() {
 }
 
 const ColdFormat* format(const char* name, const std::string& text) {
-    if (text == "f16")
-        return nullptr;
+    if (text == "f16") return nullptr;
     const ColdFormat* found = find_cold_format(text);
-    if (found == nullptr)
-        refuse(name, text, "one of these is accepted: " + format_names());
+    if (found == nullptr) refuse(name, text, "one of these is accepted: " + format_names());
     return found;
 }
 
@@ -65,14 +71,11 @@ std::string_view format_name(const ColdFormat* format) noexcept {
 
 Settings Settings::from_environment(const std::function<std::optional<std::string>(const char*)>& get) {
     Settings settings;
-    if (const auto text = get(kWindow))
-        settings.window = integer(kWindow, *text, kLargestWindow);
-    if (const auto text = get(kSinks))
-        settings.sinks = integer(kSinks, *text, kLargestSinks);
+    if (const auto text = get(kWindow)) settings.window = integer(kWindow, *text, kLargestWindow);
+    if (const auto text = get(kSinks)) settings.sinks = integer(kSinks, *text, kLargestSinks);
     settings.key_format = format(kKey, get(kKey).value_or(kDefaultFormat));
     settings.value_format = format(kValue, get(kValue).value_or(kDefaultFormat));
-    if (const auto text = get(kVerbose))
-        settings.verbose = integer(kVerbose, *text, 2);
+    if (const auto text = get(kVerbose)) settings.verbose = integer(kVerbose, *text, 2);
     return settings;
 }
 
@@ -81,29 +84,22 @@ Settings Settings::from_environment() {
     for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
         const std::string_view text(*entry);
         const std::string_view name = text.substr(0, text.find('='));
-        if (name.substr(0, kPrefix.size()) != kPrefix)
-            continue;
+        if (name.substr(0, kPrefix.size()) != kPrefix) continue;
         bool known = false;
         std::string names;
         for (const char* candidate : kKnown) {
             known = known || name == candidate;
-            if (!names.empty())
-                names += ' ';
+            if (!names.empty()) names += ' ';
             names += candidate;
         }
         if (!known) {
             const std::string_view value = text.substr(std::min(text.size(), name.size() + 1));
-            throw Error(std::string(name)
-                            .append("='")
-                            .append(value)
-                            .append("' is not known: the settings are ")
-                            .append(names));
+            throw Error(quoted(name, value).append(" is not known: the settings are ").append(names));
         }
     }
     return from_environment([](const char* name) -> std::optional<std::string> {
         const char* value = std::getenv(name);
-        if (value == nullptr)
-            return std::nullopt;
+        if (value == nullptr) return std::nullopt;
         return value;
     });
 }

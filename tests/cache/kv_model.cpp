@@ -1,0 +1,364 @@
+#include "cache/kv_model.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "formats/block_layout.h"
+#include "kernels/contract.h"
+
+namespace mixed_kv::test {
+
+namespace {
+
+// The blocks of one page at 64-byte aligned addresses.
+struct AlignedBlocks {
+    explicit AlignedBlocks(std::size_t bytes) : storage(bytes + 63) {
+        data = storage.data() + (64 - reinterpret_cast<std::uintptr_t>(storage.data()) % 64) % 64;
+    }
+    std::vector<std::byte> storage;
+    std::byte* data;
+};
+
+bool has(std::uint64_t cells, int t) { return (cells >> t & 1) != 0; }
+
+}  // namespace
+
+KvModel::KvModel(const KvTensor& tensor, const WindowTracker* tracker) : tensor_(tensor), tracker_(tracker) {
+    const auto& config = tensor.config();
+    const auto n_cells = static_cast<std::size_t>(config.n_cells * config.n_stream);
+    pages_per_stream_ = tensor.pages(0).n_pages;
+    const auto n_pages = static_cast<std::size_t>(pages_per_stream_ * config.n_stream);
+    rows_.resize(n_cells * static_cast<std::size_t>(config.row_elements));
+    ever_written_.resize(n_cells);
+    touched_.resize(n_pages);
+    rewritten_.resize(n_pages);
+    seen_.resize(n_pages);
+}
+
+std::int64_t KvModel::first_cell(std::size_t index) const {
+    const auto i = static_cast<std::int64_t>(index);
+    return i / pages_per_stream_ * tensor_.config().n_cells + i % pages_per_stream_ * kPageTokens;
+}
+
+std::uint64_t KvModel::valid(std::size_t index) const {
+    const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
+    const std::int64_t n = tensor_.config().n_cells - in_stream * kPageTokens;
+    return n >= kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
+}
+
+void KvModel::touch(std::int64_t cell) {
+    const std::int64_t n_cells = tensor_.config().n_cells;
+    const std::int64_t index = cell / n_cells * pages_per_stream_ + cell % n_cells / kPageTokens;
+    touched_[static_cast<std::size_t>(index)] |= std::uint64_t{1} << (cell % n_cells % kPageTokens);
+    ever_written_[static_cast<std::size_t>(cell)] = 1;
+}
+
+void KvModel::write_row(std::int64_t cell, const float* from) {
+    std::transform(from, from + tensor_.config().row_elements, row(cell), fp32_to_fp16);
+    touch(cell);
+}
+
+void KvModel::write_row(std::int64_t cell, const fp16_t* from) {
+    std::copy_n(from, tensor_.config().row_elements, row(cell));
+    touch(cell);
+}
+
+void KvModel::write_bytes(std::size_t offset, const void* data, std::size_t size) {
+    if (size == 0) return;
+    std::memcpy(reinterpret_cast<std::byte*>(rows_.data()) + offset, data, size);
+    const std::size_t row_bytes = static_cast<std::size_t>(tensor_.config().row_elements) * sizeof(fp16_t);
+    for (std::size_t r = offset / row_bytes; r <= (offset + size - 1) / row_bytes; ++r)
+        touch(static_cast<std::int64_t>(r));
+}
+
+void KvModel::fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size) {
+    write_bytes(offset, std::vector<std::uint8_t>(size, value).data(), size);
+}
+
+void KvModel::copy_rows(const KvModel& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n) {
+    const int row_elements = tensor_.config().row_elements;
+    const std::vector<fp16_t> copy(from.rows_.begin() + from_cell * row_elements,
+                                   from.rows_.begin() + (from_cell + n) * row_elements);
+    for (std::int64_t i = 0; i < n; ++i) write_row(to_cell + i, copy.data() + i * row_elements);
+}
+
+void KvModel::clear() {
+    std::fill(rows_.begin(), rows_.end(), fp16_t{0});
+    std::fill(ever_written_.begin(), ever_written_.end(), 0);
+}
+
+void KvModel::allow_rewrite(int stream, std::int64_t page) {
+    rewritten_[static_cast<std::size_t>(stream * pages_per_stream_ + page)] = 1;
+}
+
+void KvModel::fail(std::size_t page, const std::string& what) {
+    if (problems_.size() < 20) problems_.push_back("page " + std::to_string(page) + ": " + what);
+}
+
+void KvModel::decode(const Page& page, std::vector<fp16_t>& rows) const {
+    const PageLayout layout = tensor_.layout();
+    const auto& set = *tensor_.config().kernels;
+    const int head_dim = layout.shape.head_dim, n_head = layout.shape.n_head;
+    rows.assign(static_cast<std::size_t>(kPageTokens) * static_cast<std::size_t>(n_head * head_dim), 0);
+    // 16-aligned rows, as the contract asks for.
+    const int stride = (head_dim + 15) / 16 * 16;
+    std::vector<float> values(static_cast<std::size_t>(kPageTokens * stride));
+    for (int head = 0; head < n_head; ++head) {
+        const std::byte* block = page.data + static_cast<std::size_t>(head) * layout.block_bytes;
+        const auto& codec = set.formats[layout.format_index];
+        const kernels::DecodeArgs args{{block, 0, kPageTokens, head_dim}, values.data(), stride, false};
+        if (layout.role == KvRole::key) {
+            codec.decode_key(args);
+        } else {
+            codec.decode_value(args);
+        }
+        for (int t = 0; t < kPageTokens; ++t) {
+            float* value = values.data() + t * stride;
+            if (layout.role == KvRole::value) set.hadamard(value, head_dim, hadamard_size(head_dim));
+            for (int d = 0; d < head_dim; ++d)
+                rows[(t * n_head + head) * head_dim + d] = fp32_to_fp16(value[d]);
+        }
+    }
+}
+
+// What the codec makes of the model's rows; empty when it refuses.
+std::vector<std::byte> KvModel::encode(std::size_t index, std::uint64_t counted) const {
+    const PageLayout layout = tensor_.layout();
+    const auto& codec = tensor_.config().kernels->formats[layout.format_index];
+    const int row_elements = layout.shape.row_elements();
+    std::vector<fp16_t> rows(static_cast<std::size_t>(kPageTokens * row_elements));
+    const int n = std::popcount(valid(index));
+    std::copy_n(rows_.begin() + first_cell(index) * row_elements, n * row_elements, rows.begin());
+    const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    AlignedBlocks blocks(bytes);
+    for (int head = 0; head < layout.shape.n_head; ++head) {
+        const kernels::EncodeArgs args{rows.data() + head * layout.shape.head_dim, row_elements,
+                                       layout.shape.head_dim, counted,
+                                       blocks.data + static_cast<std::size_t>(head) * layout.block_bytes};
+        if (!(layout.role == KvRole::key ? codec.encode_key(args) : codec.encode_value(args))) return {};
+    }
+    return {blocks.data, blocks.data + bytes};
+}
+
+// Half a step, what clipping the range may cost, and binary16 rounding of scale, zero point and result; for
+// keys per value, for values per row of a head in the rotated basis.
+void KvModel::check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& decoded) {
+    const PageLayout layout = tensor_.layout();
+    const int bits = layout.format->code_bits;
+    const auto clip = formats::clip_factors(bits);
+    const double clipped = 1.0 - clip.factor[clip.count - 1];
+    const double relative = 0.5 / ((1 << bits) - 1) + clipped + 0x1p-9;
+    const int n_head = layout.shape.n_head, head_dim = layout.shape.head_dim;
+    const std::uint64_t counted = valid(index) & ~page.overlay;
+    const auto at = [&](const fp16_t* rows, int t, int head, int d) {
+        return static_cast<double>(fp16_to_fp32(rows[(t * n_head + head) * head_dim + d]));
+    };
+    const fp16_t* truth = rows_.data() + first_cell(index) * layout.shape.row_elements();
+    for (int head = 0; head < n_head; ++head) {
+        if (layout.role == KvRole::key) {
+            for (int d = 0; d < head_dim; ++d) {
+                double low = INFINITY, high = -INFINITY;
+                for (int t = 0; t < kPageTokens; ++t) {
+                    if (!has(counted, t)) continue;
+                    low = std::min(low, at(truth, t, head, d));
+                    high = std::max(high, at(truth, t, head, d));
+                }
+                const double bound =
+                    relative * (high - low) + 0x1p-9 * std::max(std::abs(low), std::abs(high)) + 1e-6;
+                for (int t = 0; t < kPageTokens; ++t) {
+                    if (!has(counted, t)) continue;
+                    const double error = std::abs(at(truth, t, head, d) - at(decoded.data(), t, head, d));
+                    if (!(error <= bound))
+                        fail(index, "key row " + std::to_string(t) + " is off by " + std::to_string(error));
+                }
+            }
+            continue;
+        }
+        for (int t = 0; t < kPageTokens; ++t) {
+            if (!has(counted, t)) continue;
+            std::vector<float> rotated(static_cast<std::size_t>(head_dim));
+            for (int d = 0; d < head_dim; ++d) rotated[d] = static_cast<float>(at(truth, t, head, d));
+            tensor_.config().kernels->hadamard(rotated.data(), head_dim, hadamard_size(head_dim));
+            const auto [low, high] = std::minmax_element(rotated.begin(), rotated.end());
+            double error = 0;
+            for (int d = 0; d < head_dim; ++d) {
+                error += std::pow(at(truth, t, head, d) - at(decoded.data(), t, head, d), 2);
+            }
+            const double largest = std::max(std::abs(*low), std::abs(*high));
+            const double bound = std::sqrt(head_dim) * (relative * (*high - *low) + 0x1p-9 * largest + 1e-6);
+            if (!(std::sqrt(error) <= bound)) {
+                fail(index,
+                     "value row " + std::to_string(t) + " is off by " + std::to_string(std::sqrt(error)));
+            }
+        }
+    }
+}
+
+// A cold page: its block is the one seen before, or there was a reason to encode.
+void KvModel::check_block(std::size_t index, const Page& page, bool is_graph) {
+    const PageLayout layout = tensor_.layout();
+    const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    Seen& seen = seen_[index];
+    if (seen.state == PageState::cold &&
+        std::equal(seen.block.begin(), seen.block.end(), page.data, page.data + bytes)) {
+        return;
+    }
+    std::vector<fp16_t> decoded;
+    decode(page, decoded);
+    const int row_elements = layout.shape.row_elements();
+    fp16_t* truth = rows_.data() + first_cell(index) * row_elements;
+    const std::uint64_t in_block = valid(index) & ~page.overlay;
+    bool is_clone = !is_graph;
+    for (int t = 0; t < kPageTokens && is_clone; ++t) {
+        is_clone = !has(in_block, t) || std::equal(truth + t * row_elements, truth + (t + 1) * row_elements,
+                                                   decoded.begin() + t * row_elements);
+    }
+    if (!is_clone) {
+        const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
+        const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
+        const std::uint64_t window = tracker_->window_cells(stream, in_stream);
+        const std::uint64_t sinks = tracker_->sink_cells(stream, in_stream);
+        if (rewritten_[index] == 0) {
+            if (is_graph && touched_[index] != 0) fail(index, "encoded by the graph that writes to it");
+            if (page.written != valid(index) && seen.state != PageState::cold)
+                fail(index, "frozen before it was full");
+            // A row that was exact must stay so; one that a rollback brings back into the window may be cold
+            // already.
+            const std::uint64_t was_exact =
+                seen.state == PageState::cold ? seen.overlay | touched_[index] : valid(index);
+            if ((in_block & window & was_exact) != 0) fail(index, "a row of the window was encoded");
+            if ((in_block & sinks & was_exact) != 0) fail(index, "a sink was encoded");
+            const std::uint64_t left = (seen.overlay | touched_[index]) & ~page.overlay;
+            if (seen.state == PageState::cold && is_graph && std::popcount(left) < 16) {
+                fail(index, "encoded anew for few rows");
+            }
+        }
+        const std::vector<std::byte> expected = encode(index, in_block);
+        if (expected.size() != bytes) {
+            fail(index, "encoded what the codec refuses");
+        } else if (!std::equal(expected.begin(), expected.end(), page.data)) {
+            fail(index, "the block does not hold the page's rows");
+        }
+        check_codec_error(index, page, decoded);
+    }
+    for (int t = 0; t < kPageTokens; ++t) {
+        if (has(in_block, t))
+            std::copy_n(decoded.begin() + t * row_elements, row_elements, truth + t * row_elements);
+    }
+    seen.block.assign(page.data, page.data + bytes);
+}
+
+// A hot page that nothing protects and the write at hand left alone must have frozen.
+void KvModel::check_missed_freeze(std::size_t index, const Page& page) {
+    const PageLayout layout = tensor_.layout();
+    if (layout.format == nullptr || !tensor_.head_shape_known()) return;
+    if (touched_[index] != 0 || page.written != valid(index)) return;
+    const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
+    const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
+    if ((tracker_->window_cells(stream, in_stream) & valid(index)) != 0) return;
+    const std::uint64_t sinks = tracker_->sink_cells(stream, in_stream) & valid(index);
+    const std::size_t cold = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    const std::size_t exact = static_cast<std::size_t>(std::popcount(sinks)) * layout.row_bytes() * 3 / 2;
+    if (cold + exact >= kPageTokens * layout.row_bytes()) return;  // nothing to win
+    if (!encode(index, valid(index) & ~sinks).empty()) fail(index, "should have frozen");
+}
+
+void KvModel::check_page(std::size_t index, bool is_graph) {
+    const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
+    const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
+    const PageTable table = tensor_.pages(stream);
+    const PageLayout& layout = table.layout;
+    const Page& page = table.pages[in_stream];
+    const int row_elements = layout.shape.row_elements(), head_dim = layout.shape.head_dim;
+    if (page.state == PageState::cold) check_block(index, page, is_graph);
+    if (page.state == PageState::hot && is_graph && memory_is_ample_) check_missed_freeze(index, page);
+    if (page.state != PageState::cold) seen_[index].block.clear();
+    seen_[index].state = page.state;
+    seen_[index].overlay = page.overlay;
+    if ((page.written & ~valid(index)) != 0 || (page.overlay & ~valid(index)) != 0)
+        fail(index, "a cell beyond the end");
+    if (page.state != PageState::cold && page.overlay != 0) fail(index, "an overlay without a block");
+
+    for (int t = 0; t < kPageTokens; ++t) {
+        const std::int64_t cell = first_cell(index) + t;
+        const bool exists = has(valid(index), t);
+        const bool exact =
+            page.state == PageState::hot || page.state == PageState::pinned || has(page.overlay, t);
+        const fp16_t* expected = exists ? row(cell) : nullptr;
+        const bool is_zero =
+            !exists || std::all_of(expected, expected + row_elements, [](fp16_t v) { return v == 0; });
+        if (!has(page.written, t) && !is_zero && page.state != PageState::pinned) {
+            fail(index, "cell " + std::to_string(t) + " counts as never written");
+        }
+        if (has(page.written, t) && exists && ever_written_[static_cast<std::size_t>(cell)] == 0) {
+            fail(index, "cell " + std::to_string(t) + " counts as written");
+        }
+        if (!exact || (!exists && page.state != PageState::hot)) continue;
+        for (int head = 0; head < layout.shape.n_head; ++head) {
+            const auto* stored = reinterpret_cast<const fp16_t*>(
+                page.state == PageState::cold
+                    ? reinterpret_cast<const std::byte*>(page.overlay_rows) +
+                          static_cast<std::size_t>(
+                              std::popcount(page.overlay & ((std::uint64_t{1} << t) - 1))) *
+                              layout.row_bytes() +
+                          static_cast<std::size_t>(head) * layout.head_bytes()
+                    : layout.head_data(page, head) + t * layout.token_stride_bytes(page));
+            for (int d = 0; d < head_dim; ++d) {
+                const fp16_t want = exists ? expected[head * head_dim + d] : fp16_t{0};
+                if (stored[d] != want) {
+                    fail(index,
+                         "row " + std::to_string(t) + " head " + std::to_string(head) + " is not exact");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+std::vector<std::string> KvModel::check(bool is_graph) {
+    problems_.clear();
+    for (std::size_t index = 0; index < seen_.size(); ++index) check_page(index, is_graph);
+    std::vector<fp16_t> read(rows_.size());
+    tensor_.read_bytes(0, read.data(), read.size() * sizeof(fp16_t));
+    const int row_elements = tensor_.config().row_elements;
+    for (std::size_t i = 0; i < read.size(); ++i) {
+        if (read[i] == rows_[i]) continue;
+        problems_.push_back("cell " + std::to_string(i / row_elements) + " value " +
+                            std::to_string(i % row_elements) + " reads as " +
+                            std::to_string(fp16_to_fp32(read[i])) + ", not " +
+                            std::to_string(fp16_to_fp32(rows_[i])));
+        break;
+    }
+    std::fill(touched_.begin(), touched_.end(), 0);
+    std::fill(rewritten_.begin(), rewritten_.end(), 0);
+    return problems_;
+}
+
+std::size_t KvModel::live_bytes() const {
+    constexpr int kCapacities[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    const PageLayout layout = tensor_.layout();
+    const auto rounded = [](std::size_t n) { return (n + 63) / 64 * 64; };
+    std::size_t bytes = 0;
+    for (std::size_t index = 0; index < seen_.size(); ++index) {
+        const auto i = static_cast<std::int64_t>(index);
+        const Page& page =
+            tensor_.pages(static_cast<int>(i / pages_per_stream_)).pages[i % pages_per_stream_];
+        if (page.state == PageState::hot) bytes += rounded(kPageTokens * layout.row_bytes());
+        if (page.state != PageState::cold) continue;
+        const int rows =
+            *std::lower_bound(std::begin(kCapacities), std::end(kCapacities), std::popcount(page.overlay));
+        bytes += rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head)) +
+                 rounded(static_cast<std::size_t>(rows) * layout.row_bytes());
+    }
+    return bytes;
+}
+
+void write_rows(KvTensor& tensor, const std::vector<std::int64_t>& cells, const KvTensor::RowSource& source) {
+    tensor.begin_write(cells, source);
+    for (int job = tensor.n_jobs(); job-- > 0;) tensor.run_job(job);
+    tensor.end_write();
+}
+
+}  // namespace mixed_kv::test

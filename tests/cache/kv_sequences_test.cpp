@@ -1,0 +1,114 @@
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "cache/kv_driver.h"
+
+// Several sequences on one unified stream, read from the page states: what a llama-server with slots does.
+namespace mixed_kv::test {
+namespace {
+
+// The cell is stored exactly.
+bool exact(const KvDriver& cache, std::int64_t cell) {
+    const Page& page = cache.page(cell / 64);
+    return page.state == PageState::hot ||
+           (page.state == PageState::cold && (page.overlay >> (cell % 64) & 1) != 0);
+}
+
+TEST(KvSequences, EachSlotKeepsItsWindowAndSinks) {
+    KvDriver cache({.n_cells = 2048, .window = 32, .sinks = 4});
+    // Four prompts, one after the other, then interleaved generation.
+    for (int slot = 0; slot < 4; ++slot) cache.decode_run(slot * 200, 200, slot);
+    std::map<int, std::vector<std::int64_t>> cells_of;
+    for (int slot = 0; slot < 4; ++slot) {
+        for (std::int64_t i = 0; i < 200; ++i) cells_of[slot].push_back(slot * 200 + i);
+    }
+    for (std::int64_t step = 0; step < 100; ++step) {
+        const std::int64_t first = 800 + 4 * step;
+        cache.decode({first, first + 1, first + 2, first + 3}, {0, 1, 2, 3});
+        for (int slot = 0; slot < 4; ++slot) cells_of[slot].push_back(first + slot);
+    }
+    for (int slot = 0; slot < 4; ++slot) {
+        const auto& cells = cells_of[slot];
+        for (std::size_t i = 0; i < 4; ++i)
+            EXPECT_TRUE(exact(cache, cells[i])) << "sink " << i << " of slot " << slot;
+        for (std::size_t i = cells.size() - 32; i < cells.size(); ++i) {
+            EXPECT_TRUE(exact(cache, cells[i])) << "window of slot " << slot;
+        }
+    }
+    // And the rest is cold: pages in the middle hold no exact rows at all.
+    EXPECT_EQ(cache.page(1).state, PageState::cold);
+    EXPECT_EQ(cache.page(1).overlay, 0u);
+    EXPECT_EQ(cache.states(), "cccccccccccccccchhh.............");
+}
+
+TEST(KvSequences, IdleSlotKeepsItsWindowWhileAnotherDecodes) {
+    KvDriver cache({.n_cells = 2048, .window = 48, .sinks = 2});
+    cache.decode_run(0, 320, 0);
+    cache.decode_run(320, 100, 1);
+    cache.decode_one_by_one(420, 700, 1);
+    for (std::int64_t cell = 320 - 48; cell < 320; ++cell) EXPECT_TRUE(exact(cache, cell)) << cell;
+    EXPECT_EQ(cache.page(2).state, PageState::cold);
+    EXPECT_FALSE(exact(cache, 200));
+    EXPECT_FALSE(exact(cache, 500));
+    for (const std::int64_t cell : {0, 1, 320, 321}) EXPECT_TRUE(exact(cache, cell)) << "sink " << cell;
+    // The idle slot goes on: its old window ages out.
+    cache.decode_one_by_one(1120, 200, 0);
+    EXPECT_EQ(cache.page(4).state, PageState::cold);
+    EXPECT_FALSE(exact(cache, 300));
+}
+
+TEST(KvSequences, HolesAreFilledWithoutTouchingNeighbours) {
+    KvDriver cache({.n_cells = 512, .window = 16, .sinks = 2});
+    // Two slots, alternating cells; slot 1 leaves, and slot 2 fills its single-cell holes.
+    for (std::int64_t i = 0; i < 256; i += 2) cache.decode({i, i + 1}, {0, 1});
+    cache.decode_run(256, 60, 0);
+    ASSERT_EQ(cache.page(0).state, PageState::cold);
+    ASSERT_EQ(cache.page(1).state, PageState::cold);
+    const auto bytes = cache.tensor.layout().block_bytes * 2;
+    std::vector<std::vector<std::byte>> before;
+    for (int p = 0; p < 2; ++p) before.emplace_back(cache.page(p).data, cache.page(p).data + bytes);
+    cache.sequences[1].clear();
+    std::vector<std::int64_t> holes;
+    for (std::int64_t i = 5; i < 128; i += 10) holes.push_back(i);
+    for (const std::int64_t hole : holes) cache.decode({hole}, {2});
+    for (int p = 0; p < 2; ++p) {
+        EXPECT_EQ(std::memcmp(cache.page(p).data, before[static_cast<std::size_t>(p)].data(), bytes), 0)
+            << "rows nobody wrote keep their block bit for bit";
+    }
+    for (const std::int64_t hole : holes) EXPECT_TRUE(exact(cache, hole));
+}
+
+TEST(KvSequences, SpeculationRollsBackAndRewrites) {
+    KvDriver cache({.n_cells = 1024, .window = 24, .sinks = 4});
+    cache.decode_run(0, 300, 0);
+    std::int64_t n = 300;
+    for (int round = 0; round < 120; ++round) {
+        const std::int64_t draft = 1 + cache.random.below(8);
+        cache.decode_run(n, draft, 0);
+        const std::int64_t accepted = cache.random.below(static_cast<int>(draft) + 1);
+        for (std::int64_t i = n + accepted; i < n + draft; ++i) cache.sequences[0].erase(i);
+        n += accepted;
+    }
+    // Up to eight rejected tokens stood in the window for as many that are older.
+    for (std::int64_t cell = n - 16; cell < n; ++cell) EXPECT_TRUE(exact(cache, cell));
+}
+
+TEST(KvSequences, BoundHoldsForManyForgottenSequences) {
+    KvDriver cache({.n_cells = 4096, .shape = {1, 32}, .window = 64, .sinks = 0});
+    cache.sequences.resize(60);
+    for (int seq = 0; seq < 50; ++seq) cache.decode_run(seq * 80, 80, seq);
+    std::int64_t n_exact = 0;
+    for (std::int64_t cell = 0; cell < 50 * 80; ++cell) n_exact += exact(cache, cell) ? 1 : 0;
+    // 8 * 64 = 4096 / 8 cells, the graph's own 80, and the page rounding of each of nine windows.
+    EXPECT_LE(n_exact, 512 + 80 + 9 * 127);
+    EXPECT_LE(cache.tracker.n_window_cells(0), 512 + 80);
+    EXPECT_TRUE(exact(cache, 49 * 80 + 79));
+    EXPECT_FALSE(exact(cache, 40));
+}
+
+}  // namespace
+}  // namespace mixed_kv::test
