@@ -43,8 +43,9 @@ console.log(`recall: ${right}/${asked} = ${(right / asked).toFixed(4)}`);
 
 await sequence.clearHistory();
 const completion = [];
-for await (const token of sequence.evaluate([model.tokens.bos, ...model.tokenize(prompt)], { temperature: 0 })) {
+const prompted = model.tokenize(prompt);
+for await (const token of sequence.evaluate([model.tokens.bos, ...prompted], { temperature: 0 })) {
     completion.push(token);
     if (completion.length === 40) break;
 }
-console.log("greedy: " + prompt + model.detokenize(completion));
+console.log("greedy: " + model.detokenize([...prompted, ...completion]));
