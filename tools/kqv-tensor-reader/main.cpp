@@ -3,9 +3,11 @@
 // 1 some not, 2 the file or the command line is refused.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <new>
@@ -112,6 +114,22 @@ void check_kind(const trace::TraceRecord& record, const std::vector<std::string>
     }
 }
 
+// The graph's own names carry the layer: "Qcur-3 (view)". A record under another layer's name is refused.
+void check_layer(const trace::TraceRecord& record) {
+    constexpr std::string_view kQuery = "Qcur-";
+    for (const std::string& name : {record.q_view.name, record.q_view.origin_name}) {
+        const size_t at = name.find(kQuery);
+        if (at == std::string::npos) continue;
+        const char* digits = name.c_str() + at + kQuery.size();
+        char* end = nullptr;
+        const long layer = std::strtol(digits, &end, 10);
+        if (end != digits && layer != record.layer) {
+            throw Error(place_text(record.layer, record.step) + ": its query is named '" + name +
+                        "', which is another layer's");
+        }
+    }
+}
+
 std::vector<trace::RecordId> chosen_records(const trace::TraceReader& reader, const Arguments& arguments) {
     std::vector<trace::RecordId> ids;
     for (const trace::RecordId id : reader.records()) {
@@ -171,6 +189,7 @@ int run(const Arguments& arguments) {
         Report::Entry entry;
         for (const trace::GgufTensor& tensor : reader.tensors(id)) entry.tensors.emplace_back(tensor.name);
         check_kind(record, entry.tensors);
+        check_layer(record);
         if ((arguments.shapes || arguments.list_only) && !arguments.json) {
             std::printf("%s", describe_tensors(record).c_str());
         }

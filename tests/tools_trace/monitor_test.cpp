@@ -1,0 +1,223 @@
+// kqv-trace-monitor with kqv-tensor-reader, kqv-trace-diff and the NumPy script, as programs.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "trace_runs.h"
+
+namespace mixed_kv::test {
+
+namespace {
+
+std::string read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// The command of the README, word by word.
+std::vector<std::string> canonical(const std::string& model, const std::string& trace) {
+    return {"-m",   model, "-p",   "",     "--layer", "0",   "-t",   "2",   "-fa",               "on",          "-n", "4",
+            "-ngl", "0",   "--seed", "1024", "-ctk",    "f16", "-ctv", "f16", "--mixed-kv-cache", "--save-gguf", trace};
+}
+
+void expect_canonical(const std::string& model, const std::string& name) {
+    const std::string trace = scratch(name);
+    const CommandResult monitor = run_tool("kqv-trace-monitor", canonical(model, trace));
+    ASSERT_EQ(monitor.exit_status, 0) << monitor.err;
+    for (const char* part : {"kqv_out", "k_quant  i8     empty", "v_quant  i8     empty", "mask", "tokens:"}) {
+        EXPECT_NE(monitor.out.find(part), std::string::npos) << part << " is not in: " << monitor.out;
+    }
+    EXPECT_NE(monitor.err.find("-ngl 0 with --mixed-kv-cache"), std::string::npos) << monitor.err;
+    const CommandResult reader = read_trace(trace, {"--json"});
+    EXPECT_EQ(reader.exit_status, 0) << reader.err;
+    const nlohmann::json json = reader.json();
+    EXPECT_EQ(json["pass"], true);
+    EXPECT_EQ(json["cache"], "mixed");
+    EXPECT_EQ(json["steps"], 4);
+    EXPECT_EQ(json["layers"], 1);
+    EXPECT_EQ(json["tolerance"], 1e-4);
+    EXPECT_LE(json["max_error"], 1e-4);
+    ASSERT_EQ(json["records"].size(), 4U);
+    for (size_t step = 0; step < 4; ++step) {
+        const nlohmann::json& one = json["records"][step];
+        EXPECT_EQ(one["layer"], 0);
+        EXPECT_EQ(one["step"], step);
+        EXPECT_EQ(one["n_hot"], step + 1);
+        EXPECT_EQ(one["n_cold"], 0);
+        EXPECT_TRUE(one["rms_error"].is_number() && one["max_error"].is_number());
+        EXPECT_GE(one["tensors"].size(), 7U);
+    }
+}
+
+TEST(Monitor, CanonicalCommandOnARandomModel) { expect_canonical(random_model("llama"), "reference_mixed.gguf"); }
+
+TEST(Monitor, CanonicalCommandOnTheBundledModel) {
+    const std::string model = bundled_model();
+    if (model.empty()) GTEST_SKIP() << "no model in models/";
+    expect_canonical(model, "reference_bundled.gguf");
+}
+
+TEST(Monitor, LongRunMostlyCold) {
+    const std::string trace = scratch("long.gguf");
+    record(random_model("llama"), trace, {"-p", letters(700), "-n", "64", "-ub", "64", "--mixed-kv-cache"});
+    const CommandResult reader =
+        read_trace(trace, {"--json", "--csv", scratch("long.csv"), "--picture", scratch("long.svg")});
+    EXPECT_EQ(reader.exit_status, 0) << reader.err;
+    const nlohmann::json json = reader.json();
+    EXPECT_EQ(json["layers"], 3);
+    EXPECT_GE(json["steps"], 63 + 11);
+    const nlohmann::json& last = json["records"].back();
+    EXPECT_GT(last["n_cold"], 2 * last["n_hot"].get<int>());
+    EXPECT_NE(read_file(scratch("long.svg")).find("</svg>"), std::string::npos);
+    EXPECT_NE(read_file(scratch("long.csv")).find("layer,step"), std::string::npos);
+
+    // The NumPy script, written from the documents alone, in a step with cold rows.
+    const std::string last_step = std::to_string(last["step"].get<int>());
+    const std::string ours = scratch("ours.npy"), numpys = scratch("numpys.npy");
+    EXPECT_EQ(read_trace(trace, {"-q", "--layer", "1", "--step", last_step, "--save-recomputed", ours}).exit_status, 0);
+    const std::string compare =
+        std::string(MIXED_KV_PYTHON) + " " MIXED_KV_SOURCE_DIR "/examples/recompute_step.py " + trace +
+        " --layer 1 --step " + last_step + " --save " + numpys + " && " + MIXED_KV_PYTHON +
+        " -c \"import numpy, sys; sys.exit(not abs(numpy.load('" + ours + "') - numpy.load('" + numpys +
+        "')).max() < 1e-6)\"";
+    if (std::string(MIXED_KV_PYTHON).empty()) GTEST_SKIP() << "no Python with NumPy";
+    EXPECT_EQ(std::system(compare.c_str()), 0) << compare;
+}
+
+// The compact form says the same in fewer bytes, and recording changes neither tokens nor logits.
+TEST(Monitor, TracingChangesNothingAndCompactIsEqual) {
+    const std::vector<std::string> common = {"-p", letters(300), "-n", "16", "-ub", "64", "--mixed-kv-cache"};
+    const auto run = [&](const std::string& name, std::vector<std::string> more, bool save) {
+        more.insert(more.end(), common.begin(), common.end());
+        more.insert(more.end(), {"--save-logits", scratch(name + ".logits")});
+        return record(random_model("llama"), save ? scratch(name + ".gguf") : "", more).out;
+    };
+    const std::string traced = run("traced", {}, true), compact = run("compact", {"--compact"}, true),
+                      plain = run("plain", {"--max-steps", "0"}, false);
+    EXPECT_EQ(traced, plain);
+    EXPECT_EQ(compact, plain);
+    const std::string logits = read_file(scratch("plain.logits"));
+    EXPECT_GT(logits.size(), 0U);
+    EXPECT_TRUE(read_file(scratch("traced.logits")) == logits);
+    EXPECT_TRUE(read_file(scratch("compact.logits")) == logits);
+
+    const CommandResult same =
+        run_tool("kqv-trace-diff", {scratch("traced.gguf"), scratch("compact.gguf"), "--tol", "0"});
+    EXPECT_EQ(same.exit_status, 0) << same.out;
+    EXPECT_LT(std::filesystem::file_size(scratch("compact.gguf")),
+              std::filesystem::file_size(scratch("traced.gguf")));
+    EXPECT_EQ(read_trace(scratch("compact.gguf"), {"-q"}).exit_status, 0);
+}
+
+class Architectures : public testing::TestWithParam<const char*> {};
+
+TEST_P(Architectures, EveryStepWithinTolerance) {
+    const std::string preset = GetParam(), trace = scratch(preset + ".trace.gguf");
+    record(random_model(preset), trace, {"-p", letters(230), "-n", "6", "-ub", "32", "--mixed-kv-cache"});
+    const CommandResult reader = read_trace(trace, {"--json"});
+    EXPECT_EQ(reader.exit_status, 0) << reader.err;
+    EXPECT_EQ(reader.json()["cache"], "mixed");
+    std::filesystem::remove(trace);
+}
+
+// GQA, ALiBi, soft-cap with a sliding window, sinks with a sliding window, MLA, a recurrent hybrid, odd head_dim
+INSTANTIATE_TEST_SUITE_P(Random, Architectures,
+                         testing::Values("qwen3", "mpt", "gemma2", "gpt-oss", "deepseek2", "jamba", "llama-hd80"));
+
+class CacheTypes : public testing::TestWithParam<const char*> {};
+
+// llama.cpp's own error is reported as it is: the exit status may be 1, the figures must be small and there.
+TEST_P(CacheTypes, StandardCacheIsReported) {
+    const std::string type = GetParam(), trace = scratch("standard-" + type + ".gguf");
+    record(random_model("llama"), trace, {"-p", letters(100), "-n", "3", "-ub", "64", "-ctk", type, "-ctv", type});
+    const CommandResult reader = read_trace(trace, {"--json"});
+    EXPECT_TRUE(reader.exit_status == 0 || reader.exit_status == 1) << reader.err;
+    const nlohmann::json json = reader.json();
+    EXPECT_EQ(json["cache"], "standard");
+    EXPECT_EQ(json["records"][0]["n_cold"], 0);
+    EXPECT_GT(json["max_error"], 0);
+    EXPECT_LT(json["max_error"], 0.2);
+    EXPECT_EQ(json["pass"].get<bool>(), reader.exit_status == 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Own, CacheTypes, testing::Values("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"));
+
+TEST(Monitor, SaysWhatIsNotTraced) {
+    const std::string trace = scratch("off.gguf");
+    const CommandResult off = run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1", "-n", "2",
+                                                             "-fa", "off", "--save-gguf", trace});
+    EXPECT_EQ(off.exit_status, 1);
+    EXPECT_NE(off.err.find("flash attention is off"), std::string::npos) << off.err;
+    EXPECT_FALSE(std::filesystem::exists(trace));
+}
+
+TEST(Monitor, BareFlashAttentionOptionMeansOn) {
+    const CommandResult bare = run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1", "-fa",
+                                                              "-n", "1", "--mixed-kv-cache", "--layer", "1"});
+    EXPECT_EQ(bare.exit_status, 0) << bare.err;
+    EXPECT_NE(bare.out.find("layer 1, step 0"), std::string::npos) << bare.out;
+}
+
+TEST(Monitor, RefusesWrongArguments) {
+    const std::string model = random_model("llama");
+    for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+             {}, {"-p", "a"}, {"-p", "a", "-f", "b"}, {"-p", "a", "-ctk", "q9"}, {"-p", "a", "-fa", "maybe"}}) {
+        std::vector<std::string> arguments = wrong;
+        if (!wrong.empty() && wrong.size() != 2) arguments.insert(arguments.end(), {"-m", model});
+        EXPECT_EQ(run_tool("kqv-trace-monitor", arguments).exit_status, 2);
+    }
+    const CommandResult layer = run_tool("kqv-trace-monitor", {"-m", model, "-p", "", "--layer", "9"});
+    EXPECT_EQ(layer.exit_status, 1);
+    EXPECT_NE(layer.err.find("layers 0 to 2"), std::string::npos) << layer.err;
+}
+
+TEST(Monitor, OutputThatCannotBeWritten) {
+    const std::string model = random_model("llama");
+    for (const std::string& path : {std::string("/dev/full"), scratch("no-such-folder/x.gguf"), scratch_folder()}) {
+        const CommandResult result =
+            run_tool("kqv-trace-monitor", {"-m", model, "-p", "", "-t", "1", "-fa", "on", "-n", "2", "--save-gguf", path, "-q"});
+        EXPECT_EQ(result.exit_status, 1) << path;
+        EXPECT_EQ(result.err_lines().size(), 1U) << result.err;
+    }
+}
+
+TEST(Monitor, TooLittleDiskIsRefusedAndTheOldFileStays) {
+    const std::string path = write_file("old.gguf", "old");
+    // 4096 steps of all layers with every row each: far more than any disk of a test machine.
+    const CommandResult result = run_tool(
+        "kqv-trace-monitor", {"-m", random_model("llama"), "-p", letters(3000), "-c", "2000000", "-t", "1", "-fa", "on",
+                              "-n", "1900000", "-ub", "64", "--save-gguf", path});
+    EXPECT_EQ(result.exit_status, 1);
+    EXPECT_NE(result.err.find("free"), std::string::npos) << result.err;
+    EXPECT_EQ(read_file(path), "old");
+}
+
+// Killed at any moment: the file under its name is the old one or a whole new one.
+TEST(Monitor, KilledRunsLeaveNoHalfFile) {
+    const std::string folder = scratch("killed");
+    std::filesystem::create_directory(folder);
+    const std::string path = folder + "/t.gguf", model = random_model("llama"), prompt = letters(100);
+    std::ofstream(path) << "old";
+    for (int i = 0; i < 6; ++i) {
+        const std::string milliseconds = std::to_string(50 + 180 * i);
+        const std::string command = "timeout -s KILL 0." + std::string(4 - std::min<size_t>(4, milliseconds.size()), '0') +
+                                    milliseconds + " " MIXED_KV_BIN_DIR "/kqv-trace-monitor -m " + model + " -p " +
+                                    prompt + " -t 1 -fa on -n 40 -ub 32 -q --save-gguf " + path + " > /dev/null 2>&1";
+        const int status = std::system(command.c_str());
+        (void)status;
+        const std::string content = read_file(path);
+        if (content != "old") {
+            EXPECT_NE(read_trace(path, {"-q", "--step", "0"}).exit_status, 2);
+            std::ofstream(path) << "old";
+        }
+    }
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::test

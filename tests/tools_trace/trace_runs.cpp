@@ -1,0 +1,48 @@
+#include "trace_runs.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <stdexcept>
+
+namespace mixed_kv::test {
+
+const std::string& random_model(const std::string& preset) {
+    static std::map<std::string, std::string> models;
+    std::string& path = models[preset];
+    if (path.empty()) {
+        path = scratch(preset + ".gguf");
+        const CommandResult made = run_tool("make-random-model", {"--arch", preset, "--out", path});
+        if (made.exit_status != 0) throw std::runtime_error("make-random-model failed: " + made.err);
+    }
+    return path;
+}
+
+std::string scratch(const std::string& name) { return scratch_folder() + "/" + name; }
+
+CommandResult record(const std::string& model, const std::string& trace, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"-m", model, "-t", "1", "-fa", "on", "--seed", "1", "-q"};
+    if (!trace.empty()) arguments.insert(arguments.end(), {"--save-gguf", trace});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    CommandResult result = run_tool("kqv-trace-monitor", arguments);
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    return result;
+}
+
+CommandResult read_trace(const std::string& trace, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"-i", trace};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_tool("kqv-tensor-reader", arguments);
+}
+
+std::string letters(int n) {
+    std::string text;
+    unsigned state = 1;
+    for (int i = 0; i < n; ++i) {
+        state = state * 1664525U + 1013904223U;
+        text += char('a' + (state >> 24) % 26);
+    }
+    return text;
+}
+
+}  // namespace mixed_kv::test

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "command.h"
+
+namespace mixed_kv::test {
+
+// A random model of that preset (make-random-model --list), made once per process.
+const std::string& random_model(const std::string& preset);
+
+// A path in the scratch folder.
+std::string scratch(const std::string& name);
+
+// Runs kqv-trace-monitor quietly on one thread and expects success.
+CommandResult record(const std::string& model, const std::string& trace, const std::vector<std::string>& more);
+
+// Runs kqv-tensor-reader.
+CommandResult read_trace(const std::string& trace, const std::vector<std::string>& more = {});
+
+// Space-separated letters, about n tokens for a random model.
+std::string letters(int n);
+
+}  // namespace mixed_kv::test
