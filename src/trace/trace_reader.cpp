@@ -91,6 +91,7 @@ std::vector<GgufTensor> TraceReader::tensors(RecordId id) const {
     }
     std::sort(indexes.begin(), indexes.end());
     std::vector<GgufTensor> found;
+    found.reserve(indexes.size());
     for (const size_t index : indexes) {
         found.push_back(gguf_.tensor(index));
     }

@@ -347,7 +347,8 @@ uint64_t TraceEstimate::bytes() const {
     const auto add_step = [&](int64_t n_tokens) {
         used += n_tokens;
         const auto tokens = static_cast<double>(n_tokens);
-        const auto n_kv = static_cast<double>((used + n_kv_padding - 1) / n_kv_padding * n_kv_padding);
+        const int64_t padded = (used + n_kv_padding - 1) / n_kv_padding * n_kv_padding;
+        const auto n_kv = static_cast<double>(padded);
         double record =
             4.0 * tokens * static_cast<double>(n_head * head_dim_v) + static_cast<double>(kMetaBytes);
         double shared = 4.0 * tokens;  // positions
