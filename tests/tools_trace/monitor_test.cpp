@@ -21,15 +21,18 @@ std::string read_file(const std::string& path) {
 
 // The command of the README, word by word.
 std::vector<std::string> canonical(const std::string& model, const std::string& trace) {
-    return {"-m",   model, "-p",   "",     "--layer", "0",   "-t",   "2",   "-fa",               "on",          "-n", "4",
-            "-ngl", "0",   "--seed", "1024", "-ctk",    "f16", "-ctv", "f16", "--mixed-kv-cache", "--save-gguf", trace};
+    return {"-m",          model,  "-p",   "",    "--layer", "0",    "-t",
+            "2",           "-fa",  "on",   "-n",  "4",       "-ngl", "0",
+            "--seed",      "1024", "-ctk", "f16", "-ctv",    "f16",  "--mixed-kv-cache",
+            "--save-gguf", trace};
 }
 
 void expect_canonical(const std::string& model, const std::string& name) {
     const std::string trace = scratch(name);
     const CommandResult monitor = run_tool("kqv-trace-monitor", canonical(model, trace));
     ASSERT_EQ(monitor.exit_status, 0) << monitor.err;
-    for (const char* part : {"kqv_out", "k_quant  i8     empty", "v_quant  i8     empty", "mask", "tokens:"}) {
+    for (const char* part :
+         {"kqv_out", "k_quant  i8     empty", "v_quant  i8     empty", "mask", "tokens:"}) {
         EXPECT_NE(monitor.out.find(part), std::string::npos) << part << " is not in: " << monitor.out;
     }
     EXPECT_NE(monitor.err.find("-ngl 0 with --mixed-kv-cache"), std::string::npos) << monitor.err;
@@ -54,7 +57,9 @@ void expect_canonical(const std::string& model, const std::string& name) {
     }
 }
 
-TEST(Monitor, CanonicalCommandOnARandomModel) { expect_canonical(random_model("llama"), "reference_mixed.gguf"); }
+TEST(Monitor, CanonicalCommandOnARandomModel) {
+    expect_canonical(random_model("llama"), "reference_mixed.gguf");
+}
 
 TEST(Monitor, CanonicalCommandOnTheBundledModel) {
     const std::string model = bundled_model();
@@ -79,12 +84,14 @@ TEST(Monitor, LongRunMostlyCold) {
     // The NumPy script, written from the documents alone, in a step with cold rows.
     const std::string last_step = std::to_string(last["step"].get<int>());
     const std::string ours = scratch("ours.npy"), numpys = scratch("numpys.npy");
-    EXPECT_EQ(read_trace(trace, {"-q", "--layer", "1", "--step", last_step, "--save-recomputed", ours}).exit_status, 0);
-    const std::string compare =
-        std::string(MIXED_KV_PYTHON) + " " MIXED_KV_SOURCE_DIR "/examples/recompute_step.py " + trace +
-        " --layer 1 --step " + last_step + " --save " + numpys + " && " + MIXED_KV_PYTHON +
-        " -c \"import numpy, sys; sys.exit(not abs(numpy.load('" + ours + "') - numpy.load('" + numpys +
-        "')).max() < 1e-6)\"";
+    EXPECT_EQ(
+        read_trace(trace, {"-q", "--layer", "1", "--step", last_step, "--save-recomputed", ours}).exit_status,
+        0);
+    const std::string compare = std::string(MIXED_KV_PYTHON) +
+                                " " MIXED_KV_SOURCE_DIR "/examples/recompute_step.py " + trace +
+                                " --layer 1 --step " + last_step + " --save " + numpys + " && " +
+                                MIXED_KV_PYTHON + " -c \"import numpy, sys; sys.exit(not abs(numpy.load('" +
+                                ours + "') - numpy.load('" + numpys + "')).max() < 1e-6)\"";
     if (std::string(MIXED_KV_PYTHON).empty()) GTEST_SKIP() << "no Python with NumPy";
     EXPECT_EQ(std::system(compare.c_str()), 0) << compare;
 }
@@ -132,16 +139,19 @@ TEST_P(Architectures, EveryStepWithinTolerance) {
     std::filesystem::remove(trace);
 }
 
-// GQA, ALiBi, soft-cap with a sliding window, sinks with a sliding window, MLA, a recurrent hybrid, odd head_dim
+// GQA, ALiBi, soft-cap with a sliding window, sinks with a sliding window, MLA, a recurrent hybrid, odd
+// head_dim
 INSTANTIATE_TEST_SUITE_P(Random, Architectures,
-                         testing::Values("qwen3", "mpt", "gemma2", "gpt-oss", "deepseek2", "jamba", "llama-hd80"));
+                         testing::Values("qwen3", "mpt", "gemma2", "gpt-oss", "deepseek2", "jamba",
+                                         "llama-hd80"));
 
 class CacheTypes : public testing::TestWithParam<const char*> {};
 
 // llama.cpp's own error is reported as it is: the exit status may be 1, the figures must be small and there.
 TEST_P(CacheTypes, StandardCacheIsReported) {
     const std::string type = GetParam(), trace = scratch("standard-" + type + ".gguf");
-    record(random_model("llama"), trace, {"-p", letters(100), "-n", "3", "-ub", "64", "-ctk", type, "-ctv", type});
+    record(random_model("llama"), trace,
+           {"-p", letters(100), "-n", "3", "-ub", "64", "-ctk", type, "-ctv", type});
     const CommandResult reader = read_trace(trace, {"--json"});
     EXPECT_TRUE(reader.exit_status == 0 || reader.exit_status == 1) << reader.err;
     const nlohmann::json json = reader.json();
@@ -152,28 +162,34 @@ TEST_P(CacheTypes, StandardCacheIsReported) {
     EXPECT_EQ(json["pass"].get<bool>(), reader.exit_status == 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Own, CacheTypes, testing::Values("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"));
+INSTANTIATE_TEST_SUITE_P(Own, CacheTypes,
+                         testing::Values("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"));
 
 TEST(Monitor, SaysWhatIsNotTraced) {
     const std::string trace = scratch("off.gguf");
-    const CommandResult off = run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1", "-n", "2",
-                                                             "-fa", "off", "--save-gguf", trace});
+    const CommandResult off = run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1",
+                                                             "-n", "2", "-fa", "off", "--save-gguf", trace});
     EXPECT_EQ(off.exit_status, 1);
     EXPECT_NE(off.err.find("flash attention is off"), std::string::npos) << off.err;
     EXPECT_FALSE(std::filesystem::exists(trace));
 }
 
 TEST(Monitor, BareFlashAttentionOptionMeansOn) {
-    const CommandResult bare = run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1", "-fa",
-                                                              "-n", "1", "--mixed-kv-cache", "--layer", "1"});
+    const CommandResult bare =
+        run_tool("kqv-trace-monitor", {"-m", random_model("llama"), "-p", "", "-t", "1", "-fa", "-n", "1",
+                                       "--mixed-kv-cache", "--layer", "1"});
     EXPECT_EQ(bare.exit_status, 0) << bare.err;
     EXPECT_NE(bare.out.find("layer 1, step 0"), std::string::npos) << bare.out;
 }
 
 TEST(Monitor, RefusesWrongArguments) {
     const std::string model = random_model("llama");
-    for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
-             {}, {"-p", "a"}, {"-p", "a", "-f", "b"}, {"-p", "a", "-ctk", "q9"}, {"-p", "a", "-fa", "maybe"}}) {
+    for (const std::vector<std::string>& wrong :
+         std::vector<std::vector<std::string>>{{},
+                                               {"-p", "a"},
+                                               {"-p", "a", "-f", "b"},
+                                               {"-p", "a", "-ctk", "q9"},
+                                               {"-p", "a", "-fa", "maybe"}}) {
         std::vector<std::string> arguments = wrong;
         if (!wrong.empty() && wrong.size() != 2) arguments.insert(arguments.end(), {"-m", model});
         EXPECT_EQ(run_tool("kqv-trace-monitor", arguments).exit_status, 2);
@@ -185,9 +201,11 @@ TEST(Monitor, RefusesWrongArguments) {
 
 TEST(Monitor, OutputThatCannotBeWritten) {
     const std::string model = random_model("llama");
-    for (const std::string& path : {std::string("/dev/full"), scratch("no-such-folder/x.gguf"), scratch_folder()}) {
+    for (const std::string& path :
+         {std::string("/dev/full"), scratch("no-such-folder/x.gguf"), scratch_folder()}) {
         const CommandResult result =
-            run_tool("kqv-trace-monitor", {"-m", model, "-p", "", "-t", "1", "-fa", "on", "-n", "2", "--save-gguf", path, "-q"});
+            run_tool("kqv-trace-monitor",
+                     {"-m", model, "-p", "", "-t", "1", "-fa", "on", "-n", "2", "--save-gguf", path, "-q"});
         EXPECT_EQ(result.exit_status, 1) << path;
         EXPECT_EQ(result.err_lines().size(), 1U) << result.err;
     }
@@ -197,8 +215,8 @@ TEST(Monitor, TooLittleDiskIsRefusedAndTheOldFileStays) {
     const std::string path = write_file("old.gguf", "old");
     // 4096 steps of all layers with every row each: far more than any disk of a test machine.
     const CommandResult result = run_tool(
-        "kqv-trace-monitor", {"-m", random_model("llama"), "-p", letters(3000), "-c", "2000000", "-t", "1", "-fa", "on",
-                              "-n", "1900000", "-ub", "64", "--save-gguf", path});
+        "kqv-trace-monitor", {"-m", random_model("llama"), "-p", letters(3000), "-c", "2000000", "-t", "1",
+                              "-fa", "on", "-n", "1900000", "-ub", "64", "--save-gguf", path});
     EXPECT_EQ(result.exit_status, 1);
     EXPECT_NE(result.err.find("free"), std::string::npos) << result.err;
     EXPECT_EQ(read_file(path), "old");
@@ -212,9 +230,10 @@ TEST(Monitor, KilledRunsLeaveNoHalfFile) {
     std::ofstream(path) << "old";
     for (int i = 0; i < 6; ++i) {
         const std::string milliseconds = std::to_string(50 + 180 * i);
-        const std::string command = "timeout -s KILL 0." + std::string(4 - std::min<size_t>(4, milliseconds.size()), '0') +
-                                    milliseconds + " " MIXED_KV_BIN_DIR "/kqv-trace-monitor -m " + model + " -p " +
-                                    prompt + " -t 1 -fa on -n 40 -ub 32 -q --save-gguf " + path + " > /dev/null 2>&1";
+        const std::string command =
+            "timeout -s KILL 0." + std::string(4 - std::min<size_t>(4, milliseconds.size()), '0') +
+            milliseconds + " " MIXED_KV_BIN_DIR "/kqv-trace-monitor -m " + model + " -p " + prompt +
+            " -t 1 -fa on -n 40 -ub 32 -q --save-gguf " + path + " > /dev/null 2>&1";
         const int status = std::system(command.c_str());
         (void)status;
         const std::string content = read_file(path);

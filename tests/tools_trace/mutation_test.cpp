@@ -28,8 +28,8 @@ constexpr int kBits = 4;  // the codes of these traces are q4
 // All layers of a trace's last step: one token, most rows cold.
 std::vector<TraceRecord> last_step(const std::string& preset) {
     const std::string path = scratch("mutate-" + preset + ".gguf");
-    record(random_model(preset), path, {"-p", letters(300), "-n", "3", "-ub", "32", "--mixed-kv-cache", "--kv-k", "q4",
-                                        "--kv-v", "q4"});
+    record(random_model(preset), path,
+           {"-p", letters(300), "-n", "3", "-ub", "32", "--mixed-kv-cache", "--kv-k", "q4", "--kv-v", "q4"});
     const trace::TraceReader reader(path);
     std::vector<TraceRecord> records;
     for (const trace::RecordId id : reader.records()) {
@@ -54,7 +54,8 @@ CommandResult judge(const std::vector<TraceRecord>& records) {
 void expect_rejected(const std::vector<TraceRecord>& records, const TraceRecord& changed) {
     const CommandResult result = judge(records);
     EXPECT_TRUE(result.exit_status == 1 || result.exit_status == 2) << result.out;
-    const std::string place = "layer " + std::to_string(changed.layer) + ", step " + std::to_string(changed.step);
+    const std::string place =
+        "layer " + std::to_string(changed.layer) + ", step " + std::to_string(changed.step);
     EXPECT_NE(result.err.find(place), std::string::npos) << result.err;
 }
 
@@ -141,7 +142,8 @@ int64_t largest_channel(const TraceRecord& r, int64_t head) {
     const std::vector<float> q = trace_tools::to_floats(r.q);
     int64_t best = 0;
     for (int64_t c = 0; c < r.head_dim_k; ++c) {
-        if (std::fabs(q[size_t(head * r.head_dim_k + c)]) > std::fabs(q[size_t(head * r.head_dim_k + best)])) best = c;
+        if (std::fabs(q[size_t(head * r.head_dim_k + c)]) > std::fabs(q[size_t(head * r.head_dim_k + best)]))
+            best = c;
     }
     return best;
 }
@@ -169,7 +171,8 @@ TEST(Mutation, UnchangedPasses) {
 TEST(Mutation, OneElementOfTheOutput) {
     std::vector<TraceRecord> records = llama();
     const auto exact = trace_tools::attention_in_double(trace_tools::attention_data(records[1]));
-    add_to_value(records[1].kqv_out, 5 * records[1].head_dim_v + 3, 2.5 * kTolerance * exact.magnitudes[5].value);
+    add_to_value(records[1].kqv_out, 5 * records[1].head_dim_v + 3,
+                 2.5 * kTolerance * exact.magnitudes[5].value);
     expect_rejected(records, records[1]);
 }
 
@@ -201,7 +204,8 @@ void expect_code_rejected(bool is_key) {
     const Target at = heaviest(r, part, trace::CellPlace::Where::page);
     const int64_t channel = is_key ? largest_channel(r, at.head) : 7;
     const Nibble nibble = nibble_of(is_key, is_key ? r.head_dim_k : r.head_dim_v, at.place.token, channel);
-    block_of(r, part, at.place.index, at.head_kv)[nibble.byte] ^= std::byte(1U << (kBits - 1) << nibble.shift);
+    block_of(r, part, at.place.index, at.head_kv)[nibble.byte] ^=
+        std::byte(1U << (kBits - 1) << nibble.shift);
     ASSERT_GE(predicted_effect(llama()[1], r), 2);
     expect_rejected(records, r);
 }
@@ -218,7 +222,8 @@ TEST(Mutation, OneElementOfTheMask) {
 TEST(Mutation, OneSink) {
     const std::vector<TraceRecord> records = last_step("gpt-oss");
     ASSERT_TRUE(records[1].sinks.has_value());
-    expect_element_rejected(records, 1, [](TraceRecord& r, double delta) { add_to_value(*r.sinks, 3, delta); });
+    expect_element_rejected(records, 1,
+                            [](TraceRecord& r, double delta) { add_to_value(*r.sinks, 3, delta); });
 }
 
 TEST(Mutation, TheScale) {
@@ -259,8 +264,8 @@ TEST(Mutation, HotAndColdSwapped) {
     expect_rejected(records, records[2]);
 }
 
-// Without a mask, cells are visible that nobody wrote: the writer itself refuses that. So the mask shows all that
-// is stored, in a step of the prompt, where it hides the future.
+// Without a mask, cells are visible that nobody wrote: the writer itself refuses that. So the mask shows all
+// that is stored, in a step of the prompt, where it hides the future.
 TEST(Mutation, MaskDropped) {
     std::vector<TraceRecord> records = llama();
     records[1].mask.reset();
@@ -269,11 +274,13 @@ TEST(Mutation, MaskDropped) {
     const trace::TraceReader reader(scratch("mutate-llama.gguf"));
     TraceRecord prompt = reader.load({.layer = 1, .step = 4});
     const TraceRecord before = prompt;
-    const std::vector<trace::CellPlace> k = trace::locate_cells(prompt, prompt.k), v = trace::locate_cells(prompt, prompt.v);
+    const std::vector<trace::CellPlace> k = trace::locate_cells(prompt, prompt.k),
+                                        v = trace::locate_cells(prompt, prompt.v);
     auto* mask = reinterpret_cast<fp16_t*>(prompt.mask->bytes.data());
     for (int64_t i = 0; i < prompt.n_tokens * prompt.n_kv; ++i) {
         const auto cell = size_t(i % prompt.n_kv);
-        if (k[cell].where != trace::CellPlace::Where::nowhere && v[cell].where != trace::CellPlace::Where::nowhere) {
+        if (k[cell].where != trace::CellPlace::Where::nowhere &&
+            v[cell].where != trace::CellPlace::Where::nowhere) {
             mask[i] = 0;
         }
     }
@@ -286,7 +293,8 @@ void expect_shift_rejected(bool is_key) {
     std::vector<TraceRecord> records = llama();
     TraceRecord& r = records[0];
     CachePart& part = is_key ? r.k : r.v;
-    const int64_t dim = is_key ? r.head_dim_k : r.head_dim_v, page = heaviest(r, part, trace::CellPlace::Where::page).place.index;
+    const int64_t dim = is_key ? r.head_dim_k : r.head_dim_v,
+                  page = heaviest(r, part, trace::CellPlace::Where::page).place.index;
     for (int64_t head = 0; head < r.n_head_kv; ++head) {
         std::byte* block = block_of(r, part, page, head);
         const std::vector<std::byte> old(block, block + part.cold.block_bytes);
@@ -295,7 +303,8 @@ void expect_shift_rejected(bool is_key) {
             for (int64_t c = 0; c < dim; ++c) {
                 const Nibble source = nibble_of(is_key, dim, from, c), target = nibble_of(is_key, dim, t, c);
                 const auto code = std::to_integer<unsigned>(old[size_t(source.byte)]) >> source.shift & 15U;
-                block[target.byte] = (block[target.byte] & ~std::byte(15U << target.shift)) | std::byte(code << target.shift);
+                block[target.byte] =
+                    (block[target.byte] & ~std::byte(15U << target.shift)) | std::byte(code << target.shift);
             }
             if (!is_key) {  // scale and zero point per token
                 std::memcpy(block + t * 2, old.data() + from * 2, 2);

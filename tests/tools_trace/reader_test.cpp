@@ -1,5 +1,5 @@
-// kqv-tensor-reader on made-up records, for what no small model shows: several streams with masks of their own,
-// ALiBi over an odd number of heads, rows in any order. The outputs come from a plain loop in this file.
+// kqv-tensor-reader on made-up records, for what no small model shows: several streams with masks of their
+// own, ALiBi over an odd number of heads, rows in any order. The outputs come from a plain loop in this file.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -126,7 +126,8 @@ Made make(int64_t n_stream, float max_bias, float softcap, bool sinks) {
     r.k = part_of(m.k, n_stream * r.n_kv, r.n_head_kv, r.head_dim_k);
     r.v = part_of(m.v, n_stream * r.n_kv, r.n_head_kv, r.head_dim_v);
     r.q = {GgmlType::f32, {r.head_dim_k, r.n_head, r.n_tokens, n_stream}, bytes_of(m.q)};
-    r.mask = trace::TensorData{GgmlType::f16, {r.n_kv, r.n_tokens, 1, n_stream}, bytes_of(round_to_fp16(m.mask))};
+    r.mask =
+        trace::TensorData{GgmlType::f16, {r.n_kv, r.n_tokens, 1, n_stream}, bytes_of(round_to_fp16(m.mask))};
     if (sinks) {
         std::vector<float> values;
         fill(values, r.n_head);
@@ -150,7 +151,8 @@ TEST(Reader, StreamsAlibiSoftCapAndSinks) {
             for (const bool extras : {false, true}) {
                 const Made m = make(n_stream, max_bias, extras ? 5.0F : 0.0F, extras);
                 const CommandResult result = judge(m.record);
-                EXPECT_EQ(result.exit_status, 0) << n_stream << " streams, max_bias " << max_bias << ": " << result.err;
+                EXPECT_EQ(result.exit_status, 0)
+                    << n_stream << " streams, max_bias " << max_bias << ": " << result.err;
                 EXPECT_EQ(result.json()["cache"], "standard");
             }
         }

@@ -20,7 +20,8 @@ const std::string& random_model(const std::string& preset) {
 
 std::string scratch(const std::string& name) { return scratch_folder() + "/" + name; }
 
-CommandResult record(const std::string& model, const std::string& trace, const std::vector<std::string>& more) {
+CommandResult record(const std::string& model, const std::string& trace,
+                     const std::vector<std::string>& more) {
     std::vector<std::string> arguments = {"-m", model, "-t", "1", "-fa", "on", "--seed", "1", "-q"};
     if (!trace.empty()) arguments.insert(arguments.end(), {"--save-gguf", trace});
     arguments.insert(arguments.end(), more.begin(), more.end());

@@ -14,7 +14,8 @@ const std::string& random_model(const std::string& preset);
 std::string scratch(const std::string& name);
 
 // Runs kqv-trace-monitor quietly on one thread and expects success.
-CommandResult record(const std::string& model, const std::string& trace, const std::vector<std::string>& more);
+CommandResult record(const std::string& model, const std::string& trace,
+                     const std::vector<std::string>& more);
 
 // Runs kqv-tensor-reader.
 CommandResult read_trace(const std::string& trace, const std::vector<std::string>& more = {});
