@@ -229,11 +229,10 @@ TEST(Monitor, KilledRunsLeaveNoHalfFile) {
     const std::string path = folder + "/t.gguf", model = random_model("llama"), prompt = letters(100);
     std::ofstream(path) << "old";
     for (int i = 0; i < 6; ++i) {
-        const std::string milliseconds = std::to_string(50 + 180 * i);
-        const std::string command =
-            "timeout -s KILL 0." + std::string(4 - std::min<size_t>(4, milliseconds.size()), '0') +
-            milliseconds + " " MIXED_KV_BIN_DIR "/kqv-trace-monitor -m " + model + " -p " + prompt +
-            " -t 1 -fa on -n 40 -ub 32 -q --save-gguf " + path + " > /dev/null 2>&1";
+        const std::string seconds = std::to_string(0.05 + 0.45 * i);
+        const std::string command = "timeout -s KILL " + seconds +
+                                    " " MIXED_KV_BIN_DIR "/kqv-trace-monitor -m " + model + " -p " + prompt +
+                                    " -t 1 -fa on -n 40 -ub 32 -q --save-gguf " + path + " > /dev/null 2>&1";
         const int status = std::system(command.c_str());
         (void)status;
         const std::string content = read_file(path);
