@@ -54,6 +54,7 @@ void ItemRunner::stored_values(const PageStep& step) noexcept {
                            sizes_.o_stride,
                            s_.kernel};
         pv.values.next = next_data(table, step, page.state);
+        pv.mass = s_.l + row;
         kernel(pv);
     }
 }

@@ -116,6 +116,18 @@ constexpr int q16_limit(int bits, int length) {
     return no_overflow < 32639 ? int(no_overflow) : 32639;
 }
 
+// Rounding q * scale to units of `step` puts an error of about step / sqrt(12) times a code's deviation (0.2
+// of the codes' range) and the square root of their number into a score. Above 8e-5 the residual is worth a
+// second pass: an error of e in a score moves the weights by e, and the tolerance of verified attention is
+// 1e-4 of the largest value.
+inline float score_noise(int bits, int head_dim) {
+    return 0.2f * static_cast<float>(1 << bits) * __builtin_sqrtf(static_cast<float>(head_dim) / 12.0f);
+}
+constexpr float kScoreNoiseAllowed = 8e-5f;
+// Rounding p * scale matters where a page's largest weight is this share of the row's whole weight; below,
+// the error is under 1e-5 of the largest value.
+constexpr float kMassShareAllowed = 0.2f;
+
 // The decode kernels' codes are centred: code - code_centre, so that rounding q acts on small numbers.
 constexpr int code_centre(int bits) { return 1 << (bits - 1); }
 

@@ -9,84 +9,93 @@
 // outside the shapes given here. All layouts are C order, slowest first. fp16 is IEEE binary16 in uint16_t.
 namespace mixed_kv::kernels {
 
-inline constexpr int kPage = 64;          // tokens of a page, = mixed_kv::kPageTokens
-inline constexpr int kMaxHeadDim = 1024;  // larger heads are not taken by the plugin
-inline constexpr int kMaxDecodeRows = 32; // most query rows qk/pv take in one call
+inline constexpr int kPage = 64;           // tokens of a page, = mixed_kv::kPageTokens
+inline constexpr int kMaxHeadDim = 1024;   // larger heads are not taken by the plugin
+inline constexpr int kMaxDecodeRows = 32;  // most query rows qk/pv take in one call
 
 // Values of one KV head's page, as keys or as values.
 struct PageData {
-    const std::byte* data;             // cold: the encoded block, 64-byte aligned; fp16: token 0's row of this head
-    std::ptrdiff_t token_stride_bytes; // fp16 only: from one token's row to the next
-    int n_tokens;                      // fp16: 1..64 rows; cold: always 64
+    const std::byte* data;  // cold: the encoded block, 64-byte aligned; fp16: token 0's row of this head
+    std::ptrdiff_t token_stride_bytes;  // fp16 only: from one token's row to the next
+    int n_tokens;                       // fp16: 1..64 rows; cold: always 64
     int head_dim;
-    const std::byte* next = nullptr;   // hint: data of the page that qk (or pv) reads after this one, fetched ahead
+    const std::byte* next =
+        nullptr;  // hint: data of the page that qk (or pv) reads after this one, fetched ahead
 };
 
 // scores[r][t] = sum_d q[r][d] * K[t][d]   for t < n_tokens; the rest of the 64 columns is left alone.
 struct QkArgs {
     PageData keys;
-    const float* q;           // [n_rows][q_stride], kq_scale applied; q_stride >= round_up(head_dim, 16), padding is 0
+    const float* q;  // [n_rows][q_stride], kq_scale applied; q_stride >= round_up(head_dim, 16), padding is 0
     std::ptrdiff_t q_stride;
-    int n_rows;               // 1..kMaxDecodeRows
-    float* scores;            // [n_rows][64]
-    std::byte* scratch;       // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
+    int n_rows;          // 1..kMaxDecodeRows
+    float* scores;       // [n_rows][64]
+    std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
 };
 
 // o[r][d] += sum_t p[r][t] * V[t][d]   in the basis the values are stored in (rotated for cold values).
 struct PvArgs {
     PageData values;
-    const float* p;           // [n_rows][64], p >= 0, 0 where masked, and 0 for t >= n_tokens
-    int n_rows;               // 1..kMaxDecodeRows
-    float* o;                 // [n_rows][o_stride], o_stride >= round_up(head_dim, 16); the padding may be written
+    const float* p;  // [n_rows][64], p >= 0, 0 where masked, and 0 for t >= n_tokens
+    int n_rows;      // 1..kMaxDecodeRows
+    float* o;        // [n_rows][o_stride], o_stride >= round_up(head_dim, 16); the padding may be written
     std::ptrdiff_t o_stride;
     std::byte* scratch;
+    // Softmax denominators of the rows so far, this page included [n_rows]; null: unknown. Where one page
+    // holds much of a row's weight, cold kernels spend a second pass on it (see needs_residual_p()).
+    const float* mass = nullptr;
 };
 
 // Decodes a page to float for the tile path (many query rows), in the stored basis.
 struct DecodeArgs {
     PageData page;
-    float* out;               // transposed: [head_dim][64]; else [64][out_stride]; columns/rows t >= n_tokens become 0
-    std::ptrdiff_t out_stride; // floats between rows of out; >= 64 when transposed
+    float* out;  // transposed: [head_dim][64]; else [64][out_stride]; columns/rows t >= n_tokens become 0
+    std::ptrdiff_t out_stride;  // floats between rows of out; >= 64 when transposed
     bool transposed;
 };
 
-// Encodes one KV head's page. Bytes are defined by the scalar codec in src/formats; every ISA writes the same.
+// Encodes one KV head's page. Bytes are defined by the scalar codec in src/formats; every ISA writes the
+// same.
 struct EncodeArgs {
-    const std::uint16_t* rows; // fp16 [64][row_stride], this head's channels first
-    std::ptrdiff_t row_stride; // elements between tokens
+    const std::uint16_t* rows;  // fp16 [64][row_stride], this head's channels first
+    std::ptrdiff_t row_stride;  // elements between tokens
     int head_dim;
-    std::uint64_t counted;     // bit t: row t takes part in choosing scales (sinks and empty cells do not);
-                               // rows not counted are clamped into range and overridden by the overlay
-    std::byte* block;          // block_bytes(role, head_dim), 64-byte aligned, fully written (padding zero)
+    std::uint64_t counted;  // bit t: row t takes part in choosing scales (sinks and empty cells do not);
+                            // rows not counted are clamped into range and overridden by the overlay
+    std::byte* block;       // block_bytes(role, head_dim), 64-byte aligned, fully written (padding zero)
 };
 
 // c[m][n] (+)= sum_k a[m][k] * b[k][n]; row-major float.
 struct GemmArgs {
-    const float* a; std::ptrdiff_t a_stride;
-    const float* b; std::ptrdiff_t b_stride;
-    float* c; std::ptrdiff_t c_stride;
+    const float* a;
+    std::ptrdiff_t a_stride;
+    const float* b;
+    std::ptrdiff_t b_stride;
+    float* c;
+    std::ptrdiff_t c_stride;
     int m, n, k;
     bool accumulate;
 };
 
-// Turns raw scores into logits: x = cap ? cap * tanh(s / cap) : s;  x += slope * mask[t];  masked (-inf) stays -inf.
+// Turns raw scores into logits: x = cap ? cap * tanh(s / cap) : s;  x += slope * mask[t];  masked (-inf)
+// stays -inf.
 struct LogitArgs {
-    float* scores;             // [64], in place
-    int n_tokens;              // columns n_tokens..63 become -inf
-    const std::uint16_t* mask; // fp16 [n_tokens] or null
-    float slope;               // ALiBi slope, 1 without ALiBi
-    float softcap;             // 0: none (the caller has folded 1/cap into q otherwise: s arrives divided by cap)
+    float* scores;              // [64], in place
+    int n_tokens;               // columns n_tokens..63 become -inf
+    const std::uint16_t* mask;  // fp16 [n_tokens] or null
+    float slope;                // ALiBi slope, 1 without ALiBi
+    float softcap;  // 0: none (the caller has folded 1/cap into q otherwise: s arrives divided by cap)
 };
 
 // One step of the online softmax over a page for each row: with m' = max(m, max_t s[t]),
 //   p[t] = exp(s[t] - m'), rescale = exp(m - m'), l = l * rescale + sum_t p[t], m = m'.
 // A row whose scores are all -inf keeps m and l, gets p = 0 and rescale = 1.
 struct SoftmaxArgs {
-    float* scores;             // [n_rows][64] in: logits, out: p
+    float* scores;  // [n_rows][64] in: logits, out: p
     int n_rows;
-    float* m;                  // [n_rows], -inf when nothing was seen
-    float* l;                  // [n_rows]
-    float* rescale;            // [n_rows] out
+    float* m;        // [n_rows], -inf when nothing was seen
+    float* l;        // [n_rows]
+    float* rescale;  // [n_rows] out
 };
 
 struct FormatKernels {
@@ -107,7 +116,7 @@ struct KernelSet {
     void (*qk_f16)(const QkArgs&) noexcept;
     void (*pv_f16)(const PvArgs&) noexcept;
     void (*decode_f16)(const DecodeArgs&) noexcept;
-    const FormatKernels* formats; // parallel to mixed_kv::cold_formats()
+    const FormatKernels* formats;  // parallel to mixed_kv::cold_formats()
 
     void (*gemm)(const GemmArgs&) noexcept;
     void (*logits)(const LogitArgs&) noexcept;

@@ -15,7 +15,8 @@ const mixed_kv_api& plugin_api() {
     load_backends();
     ggml_backend_reg_t reg = ggml_backend_reg_by_name(MIXED_KV_REG_NAME);
     if (reg == nullptr) throw std::runtime_error("the plugin is not loaded");
-    const auto get = reinterpret_cast<mixed_kv_get_api_t>(ggml_backend_reg_get_proc_address(reg, "mixed_kv_get_api"));
+    const auto get =
+        reinterpret_cast<mixed_kv_get_api_t>(ggml_backend_reg_get_proc_address(reg, "mixed_kv_get_api"));
     const mixed_kv_api* api = get == nullptr ? nullptr : get(MIXED_KV_API_VERSION);
     if (api == nullptr) throw std::runtime_error("the plugin speaks another version of its interface");
     return *api;

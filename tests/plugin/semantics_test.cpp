@@ -1,5 +1,6 @@
-// What llama.cpp does with cache cells, with a window over the whole context: storage is exact then, so logits must be
-// those of the host's own cache. Cold rows in the same operations are the stress test's business.
+// What llama.cpp does with cache cells, with a window over the whole context: storage is exact then, so
+// logits must be those of the host's own cache. Cold rows in the same operations are the stress test's
+// business.
 #include <gtest/gtest.h>
 
 #include "plugin_test.h"
@@ -16,7 +17,8 @@ struct Pair {
     Model ours{small_model(), CacheOwner::kPlugin};
 
     // Runs the same steps on both caches and compares what each returns.
-    template <typename Fn> void compare_runs(const ContextOptions& options, Fn&& steps) {
+    template <typename Fn>
+    void compare_runs(const ContextOptions& options, Fn&& steps) {
         Context a(host, options), b(ours, options);
         const Logits expected = steps(a);
         const Logits actual = steps(b);
@@ -29,10 +31,13 @@ ContextOptions small_options() {
     ContextOptions options;
     options.n_ctx = 512;
     options.n_ubatch = 64;
+    options.n_threads = 1;  // ggml's threads spin for each other: slow where other tests run beside
     return options;
 }
 
-std::vector<llama_token> tokens(std::size_t n, int seed) { return random_tokens(n, 512, std::uint64_t(seed)); }
+std::vector<llama_token> tokens(std::size_t n, int seed) {
+    return random_tokens(n, 512, std::uint64_t(seed));
+}
 
 }  // namespace
 
@@ -133,7 +138,8 @@ TEST(Semantics, SaveAndRestoreSequence) {
     ContextOptions options = small_options();
     options.n_seq_max = 2;
     options.kv_unified = true;
-    for (const llama_state_seq_flags flags : {llama_state_seq_flags(0), llama_state_seq_flags(LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)}) {
+    for (const llama_state_seq_flags flags :
+         {llama_state_seq_flags(0), llama_state_seq_flags(LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)}) {
         SCOPED_TRACE(flags);
         Pair().compare_runs(options, [&](Context& c) {
             Logits logits = c.decode(tokens(150, 1), 0, 0);

@@ -1,5 +1,5 @@
-// Several slots on one unified stream: each keeps its own window and its own sinks, and rows that nobody writes keep
-// their block bit for bit.
+// Several slots on one unified stream: each keeps its own window and its own sinks, and rows that nobody
+// writes keep their block bit for bit.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +15,8 @@ constexpr int kSinks = 4;
 
 bool is_exact(int cell) { return cell == MIXED_KV_CELL_HOT || cell == MIXED_KV_CELL_OVERLAY; }
 
-// A unified cache with a fresh context hands out cells in the order tokens arrive: cell of each (sequence, position).
+// A unified cache with a fresh context hands out cells in the order tokens arrive: cell of each (sequence,
+// position).
 class Slots {
   public:
     Slots() : model_(small_model(), CacheOwner::kPlugin), context_(model_, options()) {}
@@ -26,7 +27,8 @@ class Slots {
             std::vector<BatchToken> tokens;
             for (int i = 0; i < count; ++i) {
                 const int position = int(cells_[sequence].size());
-                tokens.push_back({llama_token(10 + (sequence * 37 + position * 11) % 400), position, {sequence}, false});
+                tokens.push_back(
+                    {llama_token(10 + (sequence * 37 + position * 11) % 400), position, {sequence}, false});
                 cells_[sequence].push_back(next_cell_++);
             }
             tokens.back().wants_logits = true;
@@ -44,6 +46,7 @@ class Slots {
         o.n_ctx = 1024;
         o.n_seq_max = 4;
         o.kv_unified = true;
+        o.n_threads = 1;
         o.eval_callback = PageRecorder::callback;
         o.eval_callback_data = &recorder_;
         return o;
@@ -77,7 +80,8 @@ TEST(Slots, EachKeepsItsOwnWindowAndSinks) {
                 ASSERT_NE(state, MIXED_KV_CELL_EMPTY) << "sequence " << sequence << " position " << position;
                 const bool must_be_exact = position < kSinks || position + kWindow >= n;
                 if (must_be_exact) {
-                    EXPECT_TRUE(is_exact(state)) << "sequence " << sequence << " position " << position << " is " << state;
+                    EXPECT_TRUE(is_exact(state))
+                        << "sequence " << sequence << " position " << position << " is " << state;
                 }
                 n_cold += state == MIXED_KV_CELL_COLD;
             }

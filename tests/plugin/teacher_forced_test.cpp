@@ -1,5 +1,5 @@
-// The bundled model with a window over the whole context: storage is exact, so next tokens are those of the host's own
-// F16 cache wherever the host itself is sure of them.
+// The bundled model with a window over the whole context: storage is exact, so next tokens are those of the
+// host's own F16 cache wherever the host itself is sure of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -49,8 +49,8 @@ TEST(TeacherForced, NextTokensAreTheHostsWithinItsOwnError) {
     const auto tokens = held_out_tokens(host);
     ASSERT_EQ(tokens.size(), kPositions);
 
-    // The host's attention works in float32 tiles for ubatches of 64 and more, and accumulates values in FP16 below:
-    // the difference is the error of its token-by-token generation.
+    // The host's attention works in float32 tiles for ubatches of 64 and more, and accumulates values in FP16
+    // below: the difference is the error of its token-by-token generation.
     const Logits exact = run(host, tokens, 64);
     const Logits expected = run(host, tokens, 1);
     const Logits actual = run(ours, tokens, 1);
@@ -64,7 +64,7 @@ TEST(TeacherForced, NextTokensAreTheHostsWithinItsOwnError) {
         ++disagreements;
         EXPECT_LT(top2_margin(expected, row), 2 * host_error) << "position " << row;
     }
-    std::printf("%zu positions, %d disagreements, host error %.2e, ours %.2e\n", kPositions, disagreements, host_error,
-                compare(exact, actual).max_abs);
+    std::printf("%zu positions, %d disagreements, host error %.2e, ours %.2e\n", kPositions, disagreements,
+                host_error, compare(exact, actual).max_abs);
     EXPECT_LE(disagreements, 5);
 }

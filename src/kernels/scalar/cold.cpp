@@ -97,85 +97,110 @@ float to_q16(const float* x, int n, int limit, std::int32_t* out) noexcept {
     return largest > 1e-30f ? largest / bound : 0.0f;
 }
 
+// x - q16 * step: what the first pass left out, for a second one of 16 more bits.
+float residual_q16(const float* x, int n, int limit, const std::int32_t* q16, float step,
+                   std::int32_t* out) noexcept {
+    float rest[kMaxHeadDim];
+    for (int i = 0; i < n; ++i) {
+        const float done = static_cast<float>(q16[i]) * step;
+        rest[i] = x[i] - done;
+    }
+    return to_q16(rest, n, limit, out);
+}
+
+// scores (+)= step * sum_c q16[c] * (code - centre) + constant, for one row.
+template <int kBits>
+void qk_pass(const QkArgs& a, const BlockLayout& l, int r, const std::int32_t* q16, float step,
+             float constant, bool add) noexcept {
+    constexpr int centre = formats::code_centre(kBits);
+    std::int32_t sums[kPage] = {};
+    for (int c = 0; c < a.keys.head_dim; ++c) {
+        int codes[kPage];
+        key_codes<kBits>(a.keys.data, l, c, codes);
+        for (int t = 0; t < kPage; ++t) {
+            sums[t] += q16[c] * (codes[t] - centre);
+        }
+    }
+    for (int t = 0; t < kPage; ++t) {
+        float& score = a.scores[r * kPage + t];
+        const float part = static_cast<float>(sums[t]) * step + constant;
+        score = add ? score + part : part;
+    }
+}
+
 template <int kBits>
 void qk(const QkArgs& a) noexcept {
     const int dim = a.keys.head_dim;
     const std::byte* block = a.keys.data;
     const BlockLayout l = formats::block_layout(true, kBits, dim);
+    const int limit = formats::q16_limit(kBits, dim);
+    const float noise = formats::score_noise(kBits, dim);
     constexpr int centre = formats::code_centre(kBits);
 
-    float scaled[kMaxHeadDim];
-    std::int32_t q16[kMaxDecodeRows][kMaxHeadDim];
-    float step[kMaxDecodeRows], constant[kMaxDecodeRows];
     for (int r = 0; r < a.n_rows; ++r) {
         const float* q = a.q + r * a.q_stride;
-        float sum = 0.0f;
+        float scaled[kMaxHeadDim];
+        std::int32_t q16[kMaxHeadDim];
+        float constant = 0.0f;
         for (int c = 0; c < dim; ++c) {
             const float scale = load_param(block, c);
             scaled[c] = q[c] * scale;
-            sum += q[c] * (load_param(block + l.zeros, c) + scale * static_cast<float>(centre));
+            constant += q[c] * (load_param(block + l.zeros, c) + scale * static_cast<float>(centre));
         }
-        step[r] = to_q16(scaled, dim, formats::q16_limit(kBits, dim), q16[r]);
-        constant[r] = sum;
+        const float step = to_q16(scaled, dim, limit, q16);
+        qk_pass<kBits>(a, l, r, q16, step, constant, false);
+        if (step * noise > formats::kScoreNoiseAllowed) {
+            std::int32_t rest[kMaxHeadDim];
+            const float rest_step = residual_q16(scaled, dim, limit, q16, step, rest);
+            qk_pass<kBits>(a, l, r, rest, rest_step, 0.0f, true);
+        }
     }
+}
 
-    std::int32_t sums[kMaxDecodeRows][kPage] = {};
-    for (int c = 0; c < dim; ++c) {
-        int codes[kPage];
-        key_codes<kBits>(block, l, c, codes);
-        for (int r = 0; r < a.n_rows; ++r) {
-            for (int t = 0; t < kPage; ++t) {
-                sums[r][t] += q16[r][c] * (codes[t] - centre);
-            }
+// o += step * sum_t p16[t] * (code - centre) + constant, for one row.
+template <int kBits>
+void pv_pass(const PvArgs& a, const BlockLayout& l, int r, const std::int32_t* p16, float step,
+             float constant) noexcept {
+    constexpr int centre = formats::code_centre(kBits);
+    const int dim = a.values.head_dim;
+    std::int32_t sums[kMaxHeadDim] = {};
+    for (int t = 0; t < kPage; ++t) {
+        int codes[kMaxHeadDim];
+        value_codes<kBits>(a.values.data, l, t, 0, dim, codes);
+        for (int i = 0; i < dim; ++i) {
+            sums[i] += p16[t] * (codes[i] - centre);
         }
     }
-    for (int r = 0; r < a.n_rows; ++r) {
-        for (int t = 0; t < kPage; ++t) {
-            a.scores[r * kPage + t] = static_cast<float>(sums[r][t]) * step[r] + constant[r];
-        }
+    float* o = a.o + r * a.o_stride;
+    for (int i = 0; i < dim; ++i) {
+        o[i] += static_cast<float>(sums[i]) * step + constant;
     }
 }
 
 template <int kBits>
 void pv(const PvArgs& a) noexcept {
-    const int dim = a.values.head_dim;
     const std::byte* block = a.values.data;
-    const BlockLayout l = formats::block_layout(false, kBits, dim);
+    const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
+    const int limit = formats::q16_limit(kBits, kPage);
     constexpr int centre = formats::code_centre(kBits);
-    constexpr int strip = 64;  // channels whose sums are carried at a time
 
-    std::int32_t p16[kMaxDecodeRows][kPage];
-    float step[kMaxDecodeRows], constant[kMaxDecodeRows];
     for (int r = 0; r < a.n_rows; ++r) {
         const float* p = a.p + r * kPage;
         float scaled[kPage];
-        float sum = 0.0f;
+        std::int32_t p16[kPage];
+        float constant = 0.0f, largest = 0.0f;
         for (int t = 0; t < kPage; ++t) {
             const float scale = load_param(block, t);
             scaled[t] = p[t] * scale;
-            sum += p[t] * (load_param(block + l.zeros, t) + scale * static_cast<float>(centre));
+            constant += p[t] * (load_param(block + l.zeros, t) + scale * static_cast<float>(centre));
+            largest = p[t] > largest ? p[t] : largest;
         }
-        step[r] = to_q16(scaled, kPage, formats::q16_limit(kBits, kPage), p16[r]);
-        constant[r] = sum;
-    }
-
-    for (int first = 0; first < dim; first += strip) {
-        const int n = dim - first < strip ? dim - first : strip;
-        std::int32_t sums[kMaxDecodeRows][strip] = {};
-        for (int t = 0; t < kPage; ++t) {
-            int codes[strip];
-            value_codes<kBits>(block, l, t, first, n, codes);
-            for (int r = 0; r < a.n_rows; ++r) {
-                for (int i = 0; i < n; ++i) {
-                    sums[r][i] += p16[r][t] * (codes[i] - centre);
-                }
-            }
-        }
-        for (int r = 0; r < a.n_rows; ++r) {
-            float* o = a.o + r * a.o_stride + first;
-            for (int i = 0; i < n; ++i) {
-                o[i] += static_cast<float>(sums[r][i]) * step[r] + constant[r];
-            }
+        const float step = to_q16(scaled, kPage, limit, p16);
+        pv_pass<kBits>(a, l, r, p16, step, constant);
+        if (largest > (a.mass == nullptr ? 0.0f : formats::kMassShareAllowed * a.mass[r])) {
+            std::int32_t rest[kPage];
+            const float rest_step = residual_q16(scaled, kPage, limit, p16, step, rest);
+            pv_pass<kBits>(a, l, r, rest, rest_step, 0.0f);
         }
     }
 }
