@@ -33,10 +33,14 @@ bool locate(const ggml_tensor* t, std::int64_t stream, Place& place) {
 
 int to_api(PageState state) {
     switch (state) {
-        case PageState::hot: return MIXED_KV_CELL_HOT;
-        case PageState::cold: return MIXED_KV_CELL_COLD;
-        case PageState::pinned: return MIXED_KV_CELL_PINNED;
-        case PageState::empty: break;
+        case PageState::hot:
+            return MIXED_KV_CELL_HOT;
+        case PageState::cold:
+            return MIXED_KV_CELL_COLD;
+        case PageState::pinned:
+            return MIXED_KV_CELL_PINNED;
+        case PageState::empty:
+            break;
     }
     return MIXED_KV_CELL_EMPTY;
 }
@@ -53,7 +57,8 @@ size_t report(char* out, size_t size) {
     return text.size();
 }
 
-template <typename T> size_t copy_out(const std::vector<T>& items, T* out, size_t n) {
+template <typename T>
+size_t copy_out(const std::vector<T>& items, T* out, size_t n) {
     std::copy_n(items.begin(), std::min(n, items.size()), out);
     return items.size();
 }

@@ -98,7 +98,8 @@ ggml_status Backend::write(ggml_tensor* op) {
     return GGML_STATUS_SUCCESS;
 }
 
-// Heads of a row are taken from the first attention that reads it: only then is the cache known to be read by us.
+// Heads of a row are taken from the first attention that reads it: only then is the cache known to be read by
+// us.
 bool Backend::learn_heads(const ggml_tensor* op) {
     const auto learn = [&](const ggml_tensor* t, HeadShape shape) {
         KvEntry& entry = *KvBuffer::entry_of(t);
@@ -118,7 +119,8 @@ const MaskPages& Backend::mask_pages(const ggml_tensor* op) {
     const void* data = mask == nullptr ? nullptr : mask->data;
     CachedMask* slot = nullptr;
     for (CachedMask& m : masks_) {
-        if (m.valid && m.data == data && m.n_stream == q->ne[3] && m.n_q == q->ne[1] && m.n_kv == k->ne[1]) return *m.pages;
+        if (m.valid && m.data == data && m.n_stream == q->ne[3] && m.n_q == q->ne[1] && m.n_kv == k->ne[1])
+            return *m.pages;
         if (!m.valid) slot = &m;
     }
     if (slot == nullptr) {
@@ -158,7 +160,8 @@ ggml_status Backend::attend(ggml_tensor* op) {
     if (entry.tracker != nullptr) {
         const ggml_tensor *q = op->src[0], *k = op->src[1];
         const int first_stream = int(first_cell(entry, k) / entry.n_cells);
-        entry.tracker->on_mask(epoch_, mask_view(op->src[3]), first_stream, int(q->ne[3]), q->ne[1], k->ne[1]);
+        entry.tracker->on_mask(epoch_, mask_view(op->src[3]), first_stream, int(q->ne[3]), q->ne[1],
+                               k->ne[1]);
     }
     buffer.note_attention(attention_layer(op));
     batch_.add_attention(buffer, op, mask_pages(op));
@@ -205,7 +208,8 @@ ggml_status Backend::compute(ggml_cgraph* graph) {
         if (ggml_is_empty(op) || (op->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
         const OpKind kind = classify(op);
         if (kind == OpKind::view) continue;
-        // Native and delegated ops take turns; each kind is collected as long as the other does not come between.
+        // Native and delegated ops take turns; each kind is collected as long as the other does not come
+        // between.
         if (kind == OpKind::delegate) {
             status = flush();
             if (status != GGML_STATUS_SUCCESS) break;
@@ -256,7 +260,8 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
 }
 
 ggml_guid_t guid() {
-    static ggml_guid id = {0x4d, 0x69, 0x78, 0x65, 0x64, 0x4b, 0x56, 0x00, 0x9a, 0x1c, 0x52, 0x0e, 0x7f, 0x33, 0xb8, 0x61};
+    static ggml_guid id = {0x4d, 0x69, 0x78, 0x65, 0x64, 0x4b, 0x56, 0x00,
+                           0x9a, 0x1c, 0x52, 0x0e, 0x7f, 0x33, 0xb8, 0x61};
     return &id;
 }
 

@@ -8,8 +8,8 @@
 namespace mixed_kv::plugin {
 namespace {
 
-// Below this many multiply-accumulates one thread is done before others have woken up (about 10 us of work against a
-// few us per barrier of a polling pool, and tens for disposable threads).
+// Below this many multiply-accumulates one thread is done before others have woken up (about 10 us of work
+// against a few us per barrier of a polling pool, and tens for disposable threads).
 constexpr double kSerialWork = 200e3;
 // Storing a row costs about this much per element, encoding a frozen page several times that.
 constexpr double kStoreWork = 1.0;
@@ -18,7 +18,8 @@ double attention_work(const ggml_tensor* op, const MaskPages& pages) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2];
     const std::int64_t n_tiles = (q->ne[1] + MaskPages::kTileQueries - 1) / MaskPages::kTileQueries;
     const std::int64_t n_pages = (k->ne[1] + kPageTokens - 1) / kPageTokens;
-    const double per_page = double(kPageTokens) * double(std::min<std::int64_t>(q->ne[1], MaskPages::kTileQueries)) *
+    const double per_page = double(kPageTokens) *
+                            double(std::min<std::int64_t>(q->ne[1], MaskPages::kTileQueries)) *
                             double(q->ne[2]) * double(k->ne[0] + v->ne[0]);
     double work = 0;
     for (int s = 0; s < int(q->ne[3]); ++s) {
@@ -75,7 +76,8 @@ struct Batch::Graphs {
     ~Graphs() { ggml_free(ctx); }
 
     ggml_tensor* node(ggml_custom_op_t fn, Batch* batch) {
-        ggml_tensor* t = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, fn, GGML_N_TASKS_MAX, batch);
+        ggml_tensor* t =
+            ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, fn, GGML_N_TASKS_MAX, batch);
         t->data = &unused;
         t->flags |= GGML_TENSOR_FLAG_COMPUTE;
         return t;
@@ -184,7 +186,9 @@ void Batch::store(int) noexcept {
     }
 }
 
-void Batch::store_node(ggml_tensor*, int thread, int, void* batch) { static_cast<Batch*>(batch)->store(thread); }
+void Batch::store_node(ggml_tensor*, int thread, int, void* batch) {
+    static_cast<Batch*>(batch)->store(thread);
+}
 
 void Batch::attend_node(ggml_tensor*, int thread, int, void* data) {
     auto* batch = static_cast<Batch*>(data);

@@ -13,9 +13,9 @@ namespace mixed_kv::plugin {
 
 MaskView mask_view(const ggml_tensor* mask);  // null: everything is visible
 
-// Consecutive native ops of one split (SET_ROWS of K and of V, FLASH_ATTN_EXT), planned serially on the calling thread
-// and then run as one private graph of three nodes on the host's threads: store rows and freeze pages, attend, merge.
-// Work too small to be worth waking threads runs on the calling thread.
+// Consecutive native ops of one split (SET_ROWS of K and of V, FLASH_ATTN_EXT), planned serially on the
+// calling thread and then run as one private graph of three nodes on the host's threads: store rows and
+// freeze pages, attend, merge. Work too small to be worth waking threads runs on the calling thread.
 class Batch {
   public:
     Batch(const kernels::KernelSet& kernels, HostCpu& cpu);
@@ -29,7 +29,8 @@ class Batch {
     bool can_attend(const KvBuffer& buffer) const noexcept;
 
     // op: OpKind::write. cells: the global cell of each row. Throws Error when memory is refused.
-    void add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op, const std::vector<std::int64_t>& cells);
+    void add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op,
+                   const std::vector<std::int64_t>& cells);
     // op: OpKind::attention, with heads known to its tensors.
     void add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPages& mask_pages);
 

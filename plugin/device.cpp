@@ -1,5 +1,5 @@
-// The device: one IGPU, so that llama.cpp selects it by itself where there is no discrete GPU, gives it the KV cache
-// and keeps flash attention on.
+// The device: one IGPU, so that llama.cpp selects it by itself where there is no discrete GPU, gives it the
+// KV cache and keeps flash attention on.
 #include "device.h"
 
 #include <cstdio>

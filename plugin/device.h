@@ -12,8 +12,8 @@ namespace mixed_kv::plugin {
 ggml_backend_reg_t registration();
 ggml_backend_dev_t device();
 
-// The settings of caches created now: the environment's as read when the plugin was loaded, or what configure()
-// put in their place. Throws Error, each time, when they were refused.
+// The settings of caches created now: the environment's as read when the plugin was loaded, or what
+// configure() put in their place. Throws Error, each time, when they were refused.
 Settings settings();
 // "window=128,k=q4": see mixed_kv_api.configure. Throws Error and changes nothing when text is wrong.
 void configure(const std::string& text);

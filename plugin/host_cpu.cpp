@@ -11,7 +11,8 @@ namespace {
 // A host has one or two pools (generation, batch); more only after replacing them.
 constexpr std::size_t kMaxInstances = 4;
 
-template <typename Fn> Fn cpu_function(const char* name) {
+template <typename Fn>
+Fn cpu_function(const char* name) {
     ggml_backend_dev_t dev = HostCpu::device();
     if (dev == nullptr) return nullptr;
     return reinterpret_cast<Fn>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), name));
@@ -38,8 +39,8 @@ void HostCpu::set_abort_callback(ggml_abort_callback callback, void* data) {
 bool HostCpu::abort_requested() const { return abort_callback_ != nullptr && abort_callback_(abort_data_); }
 
 ggml_backend_t HostCpu::instance() {
-    const auto found =
-        std::find_if(instances_.begin(), instances_.end(), [&](const Instance& i) { return i.pool == pool_; });
+    const auto found = std::find_if(instances_.begin(), instances_.end(),
+                                    [&](const Instance& i) { return i.pool == pool_; });
     if (found != instances_.end()) return found->backend;
     if (instances_.size() == kMaxInstances) {
         ggml_backend_free(instances_.front().backend);
@@ -55,8 +56,10 @@ ggml_backend_t HostCpu::instance() {
 ggml_status HostCpu::compute(ggml_cgraph* graph, bool abortable) {
     ggml_backend_t backend = instance();
     if (backend == nullptr) return GGML_STATUS_ALLOC_FAILED;
-    static const auto set_n_threads = cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
-    static const auto set_abort = cpu_function<ggml_backend_set_abort_callback_t>("ggml_backend_set_abort_callback");
+    static const auto set_n_threads =
+        cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
+    static const auto set_abort =
+        cpu_function<ggml_backend_set_abort_callback_t>("ggml_backend_set_abort_callback");
     if (set_n_threads != nullptr) set_n_threads(backend, n_threads_);
     if (set_abort != nullptr) set_abort(backend, abortable ? abort_callback_ : nullptr, abort_data_);
     return ggml_backend_graph_compute(backend, graph);

@@ -2,8 +2,8 @@
 
 #include <vector>
 
-#include "ggml-cpu.h"
 #include "ggml-backend.h"
+#include "ggml-cpu.h"
 
 namespace mixed_kv::plugin {
 

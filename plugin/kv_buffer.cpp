@@ -41,10 +41,11 @@ std::size_t offset_in(const KvEntry& entry, const ggml_tensor* tensor, std::size
 KvBuffer::KvBuffer(std::size_t size, const Settings& settings) : size_(size), settings_(settings) {
     mapped_ = round_up(std::max<std::size_t>(size, 1), kOsPage);
     // Reserve only: tensors get unique addresses, memory is committed by the pages that are pinned or plain.
-    void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
-        throw Error("cannot reserve " + std::to_string(mapped_ >> 20) + " MiB of address space for the KV cache: " +
-                    std::strerror(errno));
+        throw Error("cannot reserve " + std::to_string(mapped_ >> 20) +
+                    " MiB of address space for the KV cache: " + std::strerror(errno));
     }
     madvise(p, mapped_, MADV_NOHUGEPAGE);
     base_ = static_cast<std::byte*>(p);
@@ -83,7 +84,8 @@ KvEntry* KvBuffer::entry_of(const ggml_tensor* tensor) noexcept {
 
 WindowTracker* KvBuffer::tracker_for(std::int64_t n_cells, int n_stream) {
     for (auto& tracker : trackers_) {
-        if (tracker->config().n_cells == n_cells && tracker->config().n_stream == n_stream) return tracker.get();
+        if (tracker->config().n_cells == n_cells && tracker->config().n_stream == n_stream)
+            return tracker.get();
     }
     trackers_.push_back(std::make_unique<WindowTracker>(
         WindowTracker::Config{n_cells, n_stream, settings_.window, settings_.sinks}));
@@ -92,7 +94,8 @@ WindowTracker* KvBuffer::tracker_for(std::int64_t n_cells, int n_stream) {
 
 void KvBuffer::init_tensor(const ggml_tensor* tensor) {
     KvRole role;
-    if (tensor->view_src != nullptr || tensor->op != GGML_OP_NONE || !parse_cache_name(tensor->name, role)) return;
+    if (tensor->view_src != nullptr || tensor->op != GGML_OP_NONE || !parse_cache_name(tensor->name, role))
+        return;
     if (find(tensor->data) != nullptr) return;
 
     auto entry = std::make_unique<KvEntry>();
@@ -103,7 +106,8 @@ void KvBuffer::init_tensor(const ggml_tensor* tensor) {
     entry->n_cells = tensor->ne[1];
     entry->n_stream = int(tensor->ne[2]);
     if (tensor->type != GGML_TYPE_F16) {
-        entry->reason = std::string("the cache type is ") + ggml_type_name(tensor->type) + ", mixed storage needs f16";
+        entry->reason =
+            std::string("the cache type is ") + ggml_type_name(tensor->type) + ", mixed storage needs f16";
     } else {
         KvTensor::Config config;
         config.role = role;

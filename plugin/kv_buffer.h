@@ -26,14 +26,16 @@ struct KvEntry {
     int n_stream = 1;
     std::unique_ptr<KvTensor> tensor;  // null: the tensor is plain memory (declared type other than F16)
     WindowTracker* tracker = nullptr;
-    std::string reason;         // why this tensor is not mixed; empty while it is
+    std::string reason;  // why this tensor is not mixed; empty while it is
     // What the graphs that the host reserves show, for reports before the first compute:
-    HeadShape offered;          // heads of a row
-    std::string expected_pin;   // why this tensor will be pinned; empty when it will not
-    bool attended = false;      // our attention has read it
+    HeadShape offered;         // heads of a row
+    std::string expected_pin;  // why this tensor will be pinned; empty when it will not
+    bool attended = false;     // our attention has read it
     std::uint64_t written_epoch = 0;
 
-    std::size_t size_bytes() const noexcept { return row_bytes * std::size_t(n_cells) * std::size_t(n_stream); }
+    std::size_t size_bytes() const noexcept {
+        return row_bytes * std::size_t(n_cells) * std::size_t(n_stream);
+    }
     bool contains(const void* address) const noexcept {
         const auto* p = static_cast<const std::byte*>(address);
         return p >= base && p < base + size_bytes();
@@ -41,9 +43,9 @@ struct KvEntry {
     bool mixed() const noexcept { return tensor != nullptr && !tensor->pinned(); }
 };
 
-// What one ggml buffer of our type holds: an address range that is only reserved, plain tensors inside it, and the
-// KV tensors whose contents live in pages elsewhere. K/V are recognised when they are created (llama.cpp names them
-// cache_k_l<layer> and cache_v_l<layer>); after that the address decides.
+// What one ggml buffer of our type holds: an address range that is only reserved, plain tensors inside it,
+// and the KV tensors whose contents live in pages elsewhere. K/V are recognised when they are created
+// (llama.cpp names them cache_k_l<layer> and cache_v_l<layer>); after that the address decides.
 class KvBuffer {
   public:
     // Reserves size bytes. Throws Error when the system refuses.
@@ -77,18 +79,20 @@ class KvBuffer {
 
     // The line that says what this cache is; empty when it holds no KV tensors.
     std::string describe() const;
-    // Says once what this cache is, or why it is not mixed: when the reserved graphs have shown all, or when forced.
-    // Returns whether it has been said.
+    // Says once what this cache is, or why it is not mixed: when the reserved graphs have shown all, or when
+    // forced. Returns whether it has been said.
     bool announce(bool force);
 
     // With GGML_MIXED_KV_VERBOSE >= 1: what the cache held and did, when it is freed.
     void say_goodbye() const;
 
-    // Layers (of the queries) whose attention over this cache the host has offered us, and those it gave us. A layer
-    // that shares another one's K/V may be computed by the CPU over copies; report_placement() says so once, after
-    // the first graph.
+    // Layers (of the queries) whose attention over this cache the host has offered us, and those it gave us.
+    // A layer that shares another one's K/V may be computed by the CPU over copies; report_placement() says
+    // so once, after the first graph.
     void offer_attention(int layer) { offered_layers_.insert(layer); }
-    void note_attention(int layer) { if (!placement_reported_) attended_layers_.insert(layer); }
+    void note_attention(int layer) {
+        if (!placement_reported_) attended_layers_.insert(layer);
+    }
     void report_placement();
 
     // Held during every use of the contents. Contexts may share a cache.

@@ -10,9 +10,10 @@ namespace {
 
 KvBuffer& get(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
-// Runs fn under the buffer's lock. These interfaces cannot report failure, so what fails is logged; the cache keeps
-// what it had before.
-template <typename Fn> void guarded(KvBuffer& buffer, const char* what, Fn&& fn) {
+// Runs fn under the buffer's lock. These interfaces cannot report failure, so what fails is logged; the cache
+// keeps what it had before.
+template <typename Fn>
+void guarded(KvBuffer& buffer, const char* what, Fn&& fn) {
     std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
     try {
         fn();
@@ -39,15 +40,18 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     }
 }
 
-void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset, size_t size) {
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
+                   size_t size) {
     guarded(get(buffer), "filling a cache tensor", [&] { get(buffer).fill(tensor, value, offset, size); });
 }
 
-void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset,
+                size_t size) {
     guarded(get(buffer), "writing a cache tensor", [&] { get(buffer).write(tensor, data, offset, size); });
 }
 
-void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset,
+                size_t size) {
     guarded(get(buffer), "reading a cache tensor", [&] { get(buffer).read(tensor, data, offset, size); });
 }
 

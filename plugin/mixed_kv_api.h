@@ -33,7 +33,7 @@ struct mixed_kv_counters {
     // Events since the plugin was loaded.
     uint64_t freezes, reencodes, promotions, pins;
     uint64_t native_ops, delegated_ops, graphs;
-    uint32_t n_caches;              // live buffers that hold KV tensors
+    uint32_t n_caches;  // live buffers that hold KV tensors
     uint32_t n_tensors_mixed, n_tensors_pinned, n_tensors_plain;
 };
 
@@ -49,57 +49,63 @@ enum mixed_kv_cell {
 
 // One page as stored, for traces and tests (docs/data-layout.md). Pointers are valid until the next compute.
 struct mixed_kv_page {
-    int32_t state;               // MIXED_KV_CELL_EMPTY, _HOT, _COLD or _PINNED
-    uint64_t written;            // bit t: cell 64 * page + t holds a row
-    uint64_t overlay;            // bit t: its row is in overlay_rows
-    const void * data;           // hot fp16 [n_head][64][head_dim]; cold [n_head][block_bytes]; pinned fp16 [64][n_head][head_dim]
-    const void * overlay_rows;   // fp16 [popcount(overlay)][n_head][head_dim]
+    int32_t state;             // MIXED_KV_CELL_EMPTY, _HOT, _COLD or _PINNED
+    uint64_t written;          // bit t: cell 64 * page + t holds a row
+    uint64_t overlay;          // bit t: its row is in overlay_rows
+    const void* data;          // hot fp16 [n_head][64][head_dim]; cold [n_head][block_bytes]; pinned fp16
+                               // [64][n_head][head_dim]
+    const void* overlay_rows;  // fp16 [popcount(overlay)][n_head][head_dim]
 };
 
 struct mixed_kv_tensor_info {
-    char name[64];               // as created: cache_k_l0
+    char name[64];  // as created: cache_k_l0
     int32_t is_value;
-    int32_t mixed;               // 0: pinned or plain, see reason
-    char reason[128];            // why not mixed; empty otherwise
-    int64_t n_cells;             // per stream
+    int32_t mixed;                       // 0: pinned or plain, see reason
+    char reason[128];                    // why not mixed; empty otherwise
+    int64_t n_cells;                     // per stream
     int32_t n_stream, n_head, head_dim;  // heads as attention sees them; n_head 0: not known yet
-    char format[8];              // "f16", "q4", ...
-    uint64_t block_bytes;        // of one head's cold page
+    char format[8];                      // "f16", "q4", ...
+    uint64_t block_bytes;                // of one head's cold page
     uint64_t hot_bytes, cold_bytes, overlay_bytes, pinned_bytes;
-    uint64_t rows_written;       // live rows of n_head * head_dim values
+    uint64_t rows_written;  // live rows of n_head * head_dim values
 };
 
 // A half-open address range, for measuring resident memory in /proc/self/smaps or with mincore().
-struct mixed_kv_range { const void * begin; const void * end; };
+struct mixed_kv_range {
+    const void* begin;
+    const void* end;
+};
 
 struct mixed_kv_api {
     uint32_t version;
-    void (*counters)(struct mixed_kv_counters * out);
-    // The lines said at creation and since (one per cache, and one per reason why mixed storage is not in effect),
-    // newline-separated. Returns the length needed; writes at most size bytes, always terminated when size > 0.
-    size_t (*report)(char * out, size_t size);
+    void (*counters)(struct mixed_kv_counters* out);
+    // The lines said at creation and since (one per cache, and one per reason why mixed storage is not in
+    // effect), newline-separated. Returns the length needed; writes at most size bytes, always terminated
+    // when size > 0.
+    size_t (*report)(char* out, size_t size);
     // Every KV tensor of every live cache, in order of creation. Returns how many there are; fills at most n.
-    size_t (*tensors)(struct mixed_kv_tensor_info * out, size_t n);
-    // Every address range that holds cache contents (page arenas and reservations). Returns how many there are.
-    size_t (*ranges)(struct mixed_kv_range * out, size_t n);
+    size_t (*tensors)(struct mixed_kv_tensor_info* out, size_t n);
+    // Every address range that holds cache contents (page arenas and reservations). Returns how many there
+    // are.
+    size_t (*ranges)(struct mixed_kv_range* out, size_t n);
     // t: a K or V cache tensor or a view of it, as seen in an evaluation callback.
     // cell: counted from the view's first row.
-    enum mixed_kv_cell (*cell_state)(const struct ggml_tensor * t, int64_t stream, int64_t cell);
+    enum mixed_kv_cell (*cell_state)(const struct ggml_tensor* t, int64_t stream, int64_t cell);
     // False when t is not one of ours. page: 64 cells from the stream's cell 0.
-    int (*page)(const struct ggml_tensor * t, int64_t stream, int64_t page, struct mixed_kv_page * out);
-    int (*tensor_info)(const struct ggml_tensor * t, struct mixed_kv_tensor_info * out);
+    int (*page)(const struct ggml_tensor* t, int64_t stream, int64_t page, struct mixed_kv_page* out);
+    int (*tensor_info)(const struct ggml_tensor* t, struct mixed_kv_tensor_info* out);
     // Changes the settings of caches created from now on, for tools that compare several in one process:
-    // "window=128,sinks=8,k=q4,v=q4,isa=scalar"; what is not named takes its default. An empty text returns to the environment's.
-    // Returns 1, or 0 with one line in error (at most size bytes) and nothing changed.
-    int (*configure)(const char * text, char * error, size_t size);
+    // "window=128,sinks=8,k=q4,v=q4,isa=scalar"; what is not named takes its default. An empty text returns
+    // to the environment's. Returns 1, or 0 with one line in error (at most size bytes) and nothing changed.
+    int (*configure)(const char* text, char* error, size_t size);
     // Name of the active kernel set ("scalar", "avx2", ...).
-    const char * (*isa)(void);
+    const char* (*isa)(void);
     // The ggml this plugin was built for.
-    const char * (*built_for_version)(void);
-    const char * (*built_for_commit)(void);
+    const char* (*built_for_version)(void);
+    const char* (*built_for_commit)(void);
 };
 
-typedef const struct mixed_kv_api * (*mixed_kv_get_api_t)(uint32_t version);
+typedef const struct mixed_kv_api* (*mixed_kv_get_api_t)(uint32_t version);
 
 #ifdef __cplusplus
 }

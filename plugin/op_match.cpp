@@ -30,9 +30,10 @@ bool is_write(const ggml_tensor* op) {
     return entry != nullptr && op->type == GGML_TYPE_F16 && op->nb[1] == entry->row_bytes &&
            op->ne[0] * std::int64_t(sizeof(fp16_t)) == std::int64_t(entry->row_bytes) &&
            offset_of(*entry, op) % entry->row_bytes == 0 &&
-           (rows->type == GGML_TYPE_F32 || rows->type == GGML_TYPE_F16) && rows->nb[0] == ggml_type_size(rows->type) &&
-           rows->ne[2] == 1 && rows->ne[3] == 1 && (cells->type == GGML_TYPE_I64 || cells->type == GGML_TYPE_I32) &&
-           cells->ne[1] == 1 && cells->ne[2] == 1 && cells->ne[3] == 1;
+           (rows->type == GGML_TYPE_F32 || rows->type == GGML_TYPE_F16) &&
+           rows->nb[0] == ggml_type_size(rows->type) && rows->ne[2] == 1 && rows->ne[3] == 1 &&
+           (cells->type == GGML_TYPE_I64 || cells->type == GGML_TYPE_I32) && cells->ne[1] == 1 &&
+           cells->ne[2] == 1 && cells->ne[3] == 1;
 }
 
 // K or V of an attention: fp16 [stream][cell][head][head_dim] from some stream's cell 0, every head, seen as
@@ -47,7 +48,8 @@ bool is_cache_view(const KvEntry& entry, const ggml_tensor* t, std::int64_t row_
 }
 
 bool is_attention(const ggml_tensor* op) {
-    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
+                      *sinks = op->src[4];
     const KvEntry* ke = mixed_entry_of(k);
     const KvEntry* ve = mixed_entry_of(v);
     if (ke == nullptr || ve == nullptr || KvBuffer::buffer_of(k) != KvBuffer::buffer_of(v)) return false;
@@ -58,29 +60,32 @@ bool is_attention(const ggml_tensor* op) {
     } else if (!is_cache_view(*ve, v, v->ne[0] * v->ne[2])) {
         return false;
     }
-    const bool shapes = v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] && v->ne[3] == k->ne[3] && q->ne[0] == k->ne[0] &&
-                        q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
+    const bool shapes = v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] && v->ne[3] == k->ne[3] &&
+                        q->ne[0] == k->ne[0] && q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
     const bool types = q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
                        op->nb[0] == sizeof(float);
     const bool mask_fits = mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(fp16_t) &&
                                                mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1] &&
                                                q->ne[2] % mask->ne[2] == 0 && q->ne[3] % mask->ne[3] == 0);
-    const bool sinks_fit = sinks == nullptr || (sinks->type == GGML_TYPE_F32 && ggml_nelements(sinks) == q->ne[2]);
+    const bool sinks_fit =
+        sinks == nullptr || (sinks->type == GGML_TYPE_F32 && ggml_nelements(sinks) == q->ne[2]);
     return shapes && types && mask_fits && sinks_fit;
 }
 
 bool is_shift(const ggml_tensor* op) {
     const KvEntry* entry = mixed_entry_of(op);
     const ggml_tensor *rows = op->src[0], *shifts = op->src[1];
-    return entry != nullptr && entry->role == KvRole::key && mixed_entry_of(rows) == entry && rows->data == op->data &&
-           op->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F16 && op->nb[2] == entry->row_bytes &&
-           rows->nb[2] == entry->row_bytes && op->ne[3] == 1 && op->ne[2] == entry->n_cells * entry->n_stream &&
-           offset_of(*entry, op) < entry->row_bytes && shifts->type == GGML_TYPE_I32 && shifts->ne[0] == op->ne[2];
+    return entry != nullptr && entry->role == KvRole::key && mixed_entry_of(rows) == entry &&
+           rows->data == op->data && op->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F16 &&
+           op->nb[2] == entry->row_bytes && rows->nb[2] == entry->row_bytes && op->ne[3] == 1 &&
+           op->ne[2] == entry->n_cells * entry->n_stream && offset_of(*entry, op) < entry->row_bytes &&
+           shifts->type == GGML_TYPE_I32 && shifts->ne[0] == op->ne[2];
 }
 
 // In the buffer of a cache or of recurrent state, as opposed to a graph's temporaries.
 bool is_persistent(const ggml_tensor* t) {
-    return KvBuffer::buffer_of(t) != nullptr && root_of(t)->buffer->usage != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+    return KvBuffer::buffer_of(t) != nullptr &&
+           root_of(t)->buffer->usage != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
 }
 
 bool in_placeholder(const ggml_tensor* t) {
@@ -88,8 +93,8 @@ bool in_placeholder(const ggml_tensor* t) {
     return buffer != nullptr && buffer->buft == buffer_type() && buffer->context == nullptr;
 }
 
-// The model loader asks whether a weight may live in our buffer by showing it in an empty placeholder buffer. No:
-// weights stay where they would be without us. It shows the weight itself, never a view.
+// The model loader asks whether a weight may live in our buffer by showing it in an empty placeholder buffer.
+// No: weights stay where they would be without us. It shows the weight itself, never a view.
 bool reads_placeholder(const ggml_tensor* op) {
     for (const ggml_tensor* src : op->src) {
         if (src != nullptr && src->view_src == nullptr && in_placeholder(src)) return true;
@@ -97,8 +102,8 @@ bool reads_placeholder(const ggml_tensor* op) {
     return false;
 }
 
-// Memory fitting (llama_model_params::no_alloc: --fit, node-llama-cpp's estimates) plans graphs over caches whose
-// buffer is such a placeholder. They must be planned like real ones: a refused write aborts the host.
+// Memory fitting (llama_model_params::no_alloc: --fit, node-llama-cpp's estimates) plans graphs over caches
+// whose buffer is such a placeholder. They must be planned like real ones: a refused write aborts the host.
 bool uses_placeholder_cache(const ggml_tensor* op) {
     if (in_placeholder(op)) return true;
     for (const ggml_tensor* src : op->src) {
@@ -107,8 +112,8 @@ bool uses_placeholder_cache(const ggml_tensor* op) {
     return false;
 }
 
-// The CPU device judges by buffers too and refuses ours, because they are not host buffers. Plain and pinned memory
-// of ours is as good as a host buffer, so ask about the op alone.
+// The CPU device judges by buffers too and refuses ours, because they are not host buffers. Plain and pinned
+// memory of ours is as good as a host buffer, so ask about the op alone.
 bool cpu_supports(const ggml_tensor* op) {
     ggml_backend_dev_t cpu = HostCpu::device();
     if (cpu == nullptr) return false;
@@ -188,7 +193,8 @@ std::string pin_reason(const ggml_tensor* op) {
     const bool transposed_v = op->op == GGML_OP_SET_ROWS && op->ne[0] == 1;
     if (op->op == GGML_OP_MUL_MAT || transposed_v) return "flash attention is off (turn it on: -fa on)";
     if (op->op == GGML_OP_FLASH_ATTN_EXT) return "this attention has a shape or type that has no mixed form";
-    return std::string("the model uses the cache in an op that has no mixed form (") + ggml_op_name(op->op) + ")";
+    return std::string("the model uses the cache in an op that has no mixed form (") + ggml_op_name(op->op) +
+           ")";
 }
 
 }  // namespace mixed_kv::plugin

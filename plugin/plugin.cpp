@@ -11,10 +11,10 @@
 
 #include "api.h"
 #include "device.h"
+#include "kernels/contract.h"
 #include "log.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/isa.h"
-#include "kernels/contract.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -48,19 +48,22 @@ ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t) { return device(); }
 
 void* get_proc_address(ggml_backend_reg_t, const char* name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
-    if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0) return reinterpret_cast<void*>(set_abort_callback);
+    if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0)
+        return reinterpret_cast<void*>(set_abort_callback);
     if (std::strcmp(name, "mixed_kv_get_api") == 0) return reinterpret_cast<void*>(api);
     return nullptr;
 }
 
-// A plugin fits exactly one ggml: structs and op numbers changed while GGML_BACKEND_API_VERSION stayed the same.
+// A plugin fits exactly one ggml: structs and op numbers changed while GGML_BACKEND_API_VERSION stayed the
+// same.
 bool fits_host() {
     const bool same = std::strcmp(ggml_version(), MIXED_KV_GGML_VERSION) == 0 &&
                       std::strcmp(ggml_commit(), MIXED_KV_GGML_COMMIT) == 0;
     if (!same) {
         // Not through the host's logger: its interface is one of the things that may differ.
         std::fprintf(stderr,
-                     "mixed-kv: declined: built for ggml %s (%s), this host has ggml %s (%s); rebuild the plugin against it "
+                     "mixed-kv: declined: built for ggml %s (%s), this host has ggml %s (%s); rebuild the "
+                     "plugin against it "
                      "(-DMIXED_KV_LLAMA_ROOT=...)\n",
                      MIXED_KV_GGML_VERSION, MIXED_KV_GGML_COMMIT, ggml_version(), ggml_commit());
     }
@@ -86,14 +89,16 @@ void configure(const std::string& text) {
     for (std::string item; std::getline(items, item, ',');) {
         const auto equals = item.find('=');
         std::string name = item.substr(0, equals);
-        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return char(std::toupper(c)); });
+        std::transform(name.begin(), name.end(), name.begin(),
+                       [](unsigned char c) { return char(std::toupper(c)); });
         if (name == "ISA" && equals != std::string::npos) {
             kernels = &kernel_set(item.substr(equals + 1));
             continue;
         }
         const bool known = name == "WINDOW" || name == "SINKS" || name == "K" || name == "V";
         if (equals == std::string::npos || !known) {
-            throw Error("'" + item + "' is not a cache setting: window=N, sinks=N, k=FORMAT, v=FORMAT and isa=NAME are");
+            throw Error("'" + item +
+                        "' is not a cache setting: window=N, sinks=N, k=FORMAT, v=FORMAT and isa=NAME are");
         }
         variables["GGML_MIXED_KV_" + name] = item.substr(equals + 1);
     }
@@ -139,8 +144,8 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
     using namespace mixed_kv::plugin;
     if (!fits_host()) return nullptr;
     if (!loaded().refusal.empty()) {
-        // Loaded all the same: going on silently with another cache than the one asked for would ignore the setting.
-        // Creating a context on our device fails with this line.
+        // Loaded all the same: going on silently with another cache than the one asked for would ignore the
+        // setting. Creating a context on our device fails with this line.
         MIXED_KV_LOG(ERROR, "%s", loaded().refusal.c_str());
     }
     return registration();

@@ -20,7 +20,8 @@ void hooked_set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool) {
 }
 
 void* hooked_get_proc_address(ggml_backend_reg_t reg, const char* name) {
-    if (std::strcmp(name, "ggml_backend_cpu_set_threadpool") == 0) return reinterpret_cast<void*>(hooked_set_threadpool);
+    if (std::strcmp(name, "ggml_backend_cpu_set_threadpool") == 0)
+        return reinterpret_cast<void*>(hooked_set_threadpool);
     return original_get_proc_address(reg, name);
 }
 

@@ -17,7 +17,8 @@ constexpr std::size_t kMaxReport = 64 * 1024;
 double mib(double bytes) { return bytes / (1024.0 * 1024.0); }
 
 // Expected bits per value of a tensor at full length: one sequence per stream keeps its window (plus, on
-// average, half a page that has not left it whole) and its sinks in FP16; overlay rows come on top of their block.
+// average, half a page that has not left it whole) and its sinks in FP16; overlay rows come on top of their
+// block.
 double bits_at_full_length(const KvEntry& entry, const HeadShape& shape, const Settings& settings) {
     const bool mixed = entry.mixed() && entry.expected_pin.empty();
     const ColdFormat* format = mixed ? entry.tensor->config().format : nullptr;
@@ -164,7 +165,8 @@ mixed_kv_tensor_info describe_entry(const KvEntry& entry) {
     info.head_dim = shape.head_dim;
     const ColdFormat* format = entry.mixed() ? entry.tensor->config().format : nullptr;
     copy_text(info.format, sizeof info.format, format_name(format));
-    if (format != nullptr && shape.head_dim > 0) info.block_bytes = format->block_bytes(entry.role, shape.head_dim);
+    if (format != nullptr && shape.head_dim > 0)
+        info.block_bytes = format->block_bytes(entry.role, shape.head_dim);
     if (entry.tensor != nullptr) {
         const KvTensor::Memory m = entry.tensor->memory();
         info.hot_bytes = m.hot;
@@ -184,7 +186,8 @@ std::string KvBuffer::describe() const {
     for (const auto& entry : entries_) {
         n_cells = std::max(n_cells, entry->n_cells);
         n_stream = std::max(n_stream, entry->n_stream);
-        const HeadShape shape = entry->offered.n_head > 0 ? entry->offered : HeadShape{1, int(entry->row_bytes / 2)};
+        const HeadShape shape =
+            entry->offered.n_head > 0 ? entry->offered : HeadShape{1, int(entry->row_bytes / 2)};
         const double bits = bits_at_full_length(*entry, shape, settings_);
         f16_bytes += double(entry->size_bytes());
         bytes += double(entry->size_bytes()) * bits / 16.0;
@@ -196,7 +199,8 @@ std::string KvBuffer::describe() const {
     if (plain > 0) rest += ", " + std::to_string(plain) + " in plain memory";
     char line[512];
     std::snprintf(line, sizeof line,
-                  "cache of %lld cells x %d stream%s: %d of %zu K/V tensors mixed%s, window %d and %d sinks per sequence "
+                  "cache of %lld cells x %d stream%s: %d of %zu K/V tensors mixed%s, window %d and %d sinks "
+                  "per sequence "
                   "in FP16, K %s, V %s, %.2f bits per value at full length, %.1f MiB (F16: %.1f MiB)",
                   static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed, entries_.size(),
                   rest.c_str(), settings_.window, settings_.sinks,
@@ -208,7 +212,9 @@ std::string KvBuffer::describe() const {
 
 bool KvBuffer::announce(bool force) {
     if (announced_ || entries_.empty()) return true;
-    const auto known = [](const auto& e) { return !e->mixed() || e->offered.n_head > 0 || !e->expected_pin.empty(); };
+    const auto known = [](const auto& e) {
+        return !e->mixed() || e->offered.n_head > 0 || !e->expected_pin.empty();
+    };
     if (!force && !std::all_of(entries_.begin(), entries_.end(), known)) return false;
     announced_ = true;
     // One line for the first tensor of each reason; the tools list them all.
@@ -225,8 +231,9 @@ bool KvBuffer::announce(bool force) {
     if (settings_.verbose >= 2) {
         for (const auto& entry : entries_) {
             const mixed_kv_tensor_info info = describe_entry(*entry);
-            MIXED_KV_LOG(INFO, "%s: %lld cells x %d, %d heads of %d, %s", info.name, static_cast<long long>(info.n_cells),
-                         info.n_stream, info.n_head, info.head_dim, info.mixed != 0 ? info.format : "plain");
+            MIXED_KV_LOG(INFO, "%s: %lld cells x %d, %d heads of %d, %s", info.name,
+                         static_cast<long long>(info.n_cells), info.n_stream, info.n_head, info.head_dim,
+                         info.mixed != 0 ? info.format : "plain");
         }
     }
     return true;
@@ -247,10 +254,14 @@ void KvBuffer::say_goodbye() const {
         events.reencodes += entry->tensor->counters().reencodes;
         events.promotions += entry->tensor->counters().promotions;
     }
-    MIXED_KV_LOG(INFO, "cache closed: hot %.2f, cold %.2f, overlay %.2f, pinned %.2f MiB; %llu pages frozen, %llu encoded again, "
-                 "%llu hot again", mib(double(sum.hot)), mib(double(sum.cold)), mib(double(sum.overlay)),
+    MIXED_KV_LOG(INFO,
+                 "cache closed: hot %.2f, cold %.2f, overlay %.2f, pinned %.2f MiB; %llu pages frozen, %llu "
+                 "encoded again, "
+                 "%llu hot again",
+                 mib(double(sum.hot)), mib(double(sum.cold)), mib(double(sum.overlay)),
                  mib(double(sum.pinned)), static_cast<unsigned long long>(events.freezes),
-                 static_cast<unsigned long long>(events.reencodes), static_cast<unsigned long long>(events.promotions));
+                 static_cast<unsigned long long>(events.reencodes),
+                 static_cast<unsigned long long>(events.promotions));
 }
 
 void KvBuffer::report_placement() {
@@ -258,12 +269,15 @@ void KvBuffer::report_placement() {
     placement_reported_ = true;
     std::string layers;
     for (int layer : offered_layers_) {
-        if (attended_layers_.count(layer) == 0) layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
+        if (attended_layers_.count(layer) == 0)
+            layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
     }
     if (layers.empty()) return;
-    Report::instance().say(true, "attention of layer(s) " + layers +
-                                     " runs on the CPU over decoded copies of the cache (they share another layer's K and V, and "
-                                     "the host's scheduler places them there): right, but slow");
+    Report::instance().say(
+        true,
+        "attention of layer(s) " + layers +
+            " runs on the CPU over decoded copies of the cache (they share another layer's K and V, and "
+            "the host's scheduler places them there): right, but slow");
 }
 
 }  // namespace mixed_kv::plugin

@@ -12,7 +12,8 @@ ggml_status shift_keys(HostCpu& cpu, ggml_tensor* op) {
     std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
     KvEntry& entry = *KvBuffer::entry_of(op);
     const auto* shifts = static_cast<const std::int32_t*>(op->src[1]->data);
-    const auto row_offset = std::size_t(static_cast<std::byte*>(op->data) - entry.base);  // partial rotations start mid-row
+    const auto row_offset =
+        std::size_t(static_cast<std::byte*>(op->data) - entry.base);  // partial rotations start mid-row
     const std::int64_t n_pages = (entry.n_cells + kPageTokens - 1) / kPageTokens;
 
     // One-node graph over a copy of the op that sees one page's rows.
@@ -33,7 +34,8 @@ ggml_status shift_keys(HostCpu& cpu, ggml_tensor* op) {
         for (std::int64_t page = 0; page < n_pages && status == GGML_STATUS_SUCCESS; ++page) {
             const std::int64_t first = stream * entry.n_cells + page * kPageTokens;
             const std::int64_t n = std::min<std::int64_t>(kPageTokens, entry.n_cells - page * kPageTokens);
-            if (std::all_of(shifts + first, shifts + first + n, [](std::int32_t s) { return s == 0; })) continue;
+            if (std::all_of(shifts + first, shifts + first + n, [](std::int32_t s) { return s == 0; }))
+                continue;
             entry.tensor->rewrite_page(stream, page, [&](fp16_t* rows, int n_rows, std::int64_t) {
                 page_op.ne[2] = page_rows.ne[2] = page_shifts.ne[0] = n_rows;
                 page_op.data = page_rows.data = reinterpret_cast<std::byte*>(rows) + row_offset;

@@ -5,11 +5,11 @@
 
 namespace mixed_kv {
 
-// The result of attention over a set of cells: o = softmax-weighted mean of the values, lse = natural logarithm
-// of the sum of exponentiated logits. The empty set is o = 0, lse = -inf. Merging is associative and
-// commutative up to rounding (the FlashInfer / Flash-Decoding state).
+// The result of attention over a set of cells: o = softmax-weighted mean of the values, lse = natural
+// logarithm of the sum of exponentiated logits. The empty set is o = 0, lse = -inf. Merging is associative
+// and commutative up to rounding (the FlashInfer / Flash-Decoding state).
 struct MergeWeights {
-    float a, b;   // o = a * o_a + b * o_b
+    float a, b;  // o = a * o_a + b * o_b
     float lse;
 };
 

@@ -83,6 +83,7 @@ class KvTensor {
     void read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const;
     // Rows from another tensor (or this one, overlapping as memmove does) of equal row size; whole pages are
     // cloned as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
+    // Rows copied one by one freeze with a later write.
     void copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
     // Applies fn(rows, n_rows, first_global_cell) to the decoded fp16 rows [64][row_elements] of a page and
     // stores the result in the page's present form: exact rows (hot, overlay) in place; the block of a cold

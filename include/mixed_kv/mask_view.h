@@ -20,9 +20,9 @@ struct MaskView {
 
     const fp16_t* row(int stream, int head, std::int64_t query) const noexcept {
         if (data == nullptr) return nullptr;
-        return reinterpret_cast<const fp16_t*>(reinterpret_cast<const std::byte*>(data) +
-                                               (stream % n_stream) * stream_stride_bytes +
-                                               (head % n_head) * head_stride_bytes + query * row_stride_bytes);
+        return reinterpret_cast<const fp16_t*>(
+            reinterpret_cast<const std::byte*>(data) + (stream % n_stream) * stream_stride_bytes +
+            (head % n_head) * head_stride_bytes + query * row_stride_bytes);
     }
 };
 

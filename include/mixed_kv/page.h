@@ -23,7 +23,8 @@ enum class PageState : std::uint8_t {
     pinned,  // fp16 [64][n_head][head_dim] in ggml's layout, at the tensor's own address
 };
 
-// 64 consecutive cells of one K or V tensor in one stream. A set of cells is a word: bit t is cell 64 * page + t.
+// 64 consecutive cells of one K or V tensor in one stream. A set of cells is a word: bit t is cell 64 * page
+// + t.
 struct Page {
     PageState state = PageState::empty;
     std::uint32_t shift_tag = 0;     // reserved: position shift not yet applied to the stored keys
@@ -43,18 +44,25 @@ struct PageLayout {
     // Base of one head's data, and bytes from one token's row to the next (0 for cold blocks).
     const std::byte* head_data(const Page& page, int head) const noexcept {
         switch (page.state) {
-            case PageState::hot: return page.data + std::size_t(head) * kPageTokens * head_bytes();
-            case PageState::pinned: return page.data + std::size_t(head) * head_bytes();
-            case PageState::cold: return page.data + std::size_t(head) * block_bytes;
-            case PageState::empty: break;
+            case PageState::hot:
+                return page.data + std::size_t(head) * kPageTokens * head_bytes();
+            case PageState::pinned:
+                return page.data + std::size_t(head) * head_bytes();
+            case PageState::cold:
+                return page.data + std::size_t(head) * block_bytes;
+            case PageState::empty:
+                break;
         }
         return nullptr;
     }
     std::ptrdiff_t token_stride_bytes(const Page& page) const noexcept {
         switch (page.state) {
-            case PageState::hot: return std::ptrdiff_t(head_bytes());
-            case PageState::pinned: return std::ptrdiff_t(row_bytes());
-            default: return 0;
+            case PageState::hot:
+                return std::ptrdiff_t(head_bytes());
+            case PageState::pinned:
+                return std::ptrdiff_t(row_bytes());
+            default:
+                return 0;
         }
     }
     std::size_t head_bytes() const noexcept { return std::size_t(shape.head_dim) * sizeof(fp16_t); }

@@ -97,7 +97,6 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
         write_page_rows(index, static_cast<int>(to % config_.n_cells % kPageTokens), static_cast<int>(count),
                         rows.data());
     }
-    if (!pinned()) freeze_now();
 }
 
 bool KvTensor::begin_rewrite(int stream, std::int64_t page) {

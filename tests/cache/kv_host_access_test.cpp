@@ -173,6 +173,8 @@ TEST(KvHostAccess, CopiesBetweenTensorsOfDifferentFormats) {
     q8.tensor.copy_rows(q4.tensor, 0, 0, 201);
     q8.model.copy_rows(q4.model, 0, 0, 201);
     q8.expect_sound(false);
+    EXPECT_EQ(q8.states(), "hhhh.");
+    q8.decode({201}, {0});
     EXPECT_EQ(q8.states(), "cchh.");
     KvDriver other({.shape = {1, 40}});
     EXPECT_THROW(other.tensor.copy_rows(q4.tensor, 0, 0, 1), Error);

@@ -65,8 +65,8 @@ void WindowReference::enforce_bound(int stream) {
 }
 
 void WindowReference::on_restore(std::int64_t first_cell, std::int64_t n_cells) {
+    ++graph_;
     while (n_cells > 0) {
-        ++graph_;
         const std::int64_t stream = first_cell / config_.n_cells;
         const std::int64_t n = std::min(n_cells, (stream + 1) * config_.n_cells - first_cell);
         const bool is_long = n > std::int64_t{config_.window} + config_.sinks;
