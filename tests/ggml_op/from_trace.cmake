@@ -1,0 +1,16 @@
+# Records a few steps of random models with the plugin's cache on one thread and feeds them through the op.
+file(REMOVE_RECURSE "${WORK_DIR}")
+file(MAKE_DIRECTORY "${WORK_DIR}")
+string(REPEAT "pack my box with five dozen liquor jugs " 12 prompt)
+foreach(isa IN ITEMS "" scalar)
+    set(model "${WORK_DIR}/model.gguf")
+    set(trace "${WORK_DIR}/trace-${isa}.gguf")
+    execute_process(COMMAND "${MAKE_MODEL}" --arch llama --out "${model}" COMMAND_ERROR_IS_FATAL ANY)
+    set(ENV{MIXED_KV_ISA} "${isa}")
+    execute_process(
+        COMMAND "${MONITOR}" -m "${model}" -p "${prompt}" -t 1 -fa on -n 3 --seed 1 -q --mixed-kv-cache
+            --kv-window 64 --kv-sinks 4 --save-gguf "${trace}"
+        COMMAND_ERROR_IS_FATAL ANY)
+    execute_process(COMMAND "${OP_TEST}" --from-trace "${trace}" --require-exact --require-cold
+        COMMAND_ERROR_IS_FATAL ANY)
+endforeach()
