@@ -44,8 +44,8 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     }
     release_storage(pages_[to_index]);
     pages_[to_index] = copy;
-    flags_[to_index] = static_cast<std::uint8_t>((flags_[to_index] & kListed) |
-                                                 (from.flags_[from_index] & (kSuspect | kRefused)));
+    flags_[to_index] &= kListed;
+    if ((from.flags_[from_index] & (kSuspect | kRefused)) != 0) flags_[to_index] |= kSuspect;
     if (copy.state != PageState::empty) list_candidate(to_index);
     return true;
 }

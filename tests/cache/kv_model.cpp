@@ -252,10 +252,10 @@ void KvModel::check_block(std::size_t index, const Page& page, bool is_graph) {
 }
 
 // A hot page that nothing protects and the write at hand left alone must have frozen.
-void KvModel::check_missed_freeze(std::size_t index, const Page& page) {
+void KvModel::check_missed_freeze(std::size_t index, const Page& page, bool is_graph) {
     const PageLayout layout = tensor_.layout();
     if (layout.format == nullptr || !tensor_.head_shape_known()) return;
-    if (touched_[index] != 0 || page.written != valid(index)) return;
+    if ((is_graph && touched_[index] != 0) || page.written != valid(index)) return;
     const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
     const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
     if ((tracker_->window_cells(stream, in_stream) & valid(index)) != 0) return;
@@ -263,7 +263,9 @@ void KvModel::check_missed_freeze(std::size_t index, const Page& page) {
     const std::size_t cold = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
     const std::size_t exact = static_cast<std::size_t>(std::popcount(sinks)) * layout.row_bytes() * 3 / 2;
     if (cold + exact >= kPageTokens * layout.row_bytes()) return;  // nothing to win
-    if (!encode(index, valid(index) & ~sinks).empty()) fail(index, "should have frozen");
+    // Refused once, a page is not tried again until it is written, even should a sink make it fit.
+    if (encode(index, valid(index) & ~sinks).empty()) seen_[index].refused = true;
+    if (is_graph && !seen_[index].refused) fail(index, "should have frozen");
 }
 
 void KvModel::check_page(std::size_t index, bool is_graph) {
@@ -273,8 +275,9 @@ void KvModel::check_page(std::size_t index, bool is_graph) {
     const PageLayout& layout = table.layout;
     const Page& page = table.pages[in_stream];
     const int row_elements = layout.shape.row_elements(), head_dim = layout.shape.head_dim;
+    if (touched_[index] != 0 || rewritten_[index] != 0) seen_[index].refused = false;
     if (page.state == PageState::cold) check_block(index, page, is_graph);
-    if (page.state == PageState::hot && is_graph && memory_is_ample_) check_missed_freeze(index, page);
+    if (page.state == PageState::hot && memory_is_ample_) check_missed_freeze(index, page, is_graph);
     if (page.state != PageState::cold) seen_[index].block.clear();
     seen_[index].state = page.state;
     seen_[index].overlay = page.overlay;

@@ -43,9 +43,10 @@ class KvModel {
         PageState state = PageState::empty;
         std::uint64_t overlay = 0;
         std::vector<std::byte> block;
+        bool refused = false;
     };
     void check_page(std::size_t index, bool is_graph);
-    void check_missed_freeze(std::size_t index, const Page& page);
+    void check_missed_freeze(std::size_t index, const Page& page, bool is_graph);
     void check_block(std::size_t index, const Page& page, bool is_graph);
     void decode(const Page& page, std::vector<fp16_t>& rows) const;  // the block alone: [64][row_elements]
     std::vector<std::byte> encode(std::size_t index, std::uint64_t counted) const;

@@ -30,6 +30,8 @@ TEST_P(WindowProperties, FollowsTheRules) {
         config.counter_limit =
             static_cast<std::uint32_t>(config.n_cells * config.n_stream + 1 + random.below(200));
     }
+    SCOPED_TRACE("cells " + std::to_string(config.n_cells) + " streams " + std::to_string(config.n_stream) +
+                 " window " + std::to_string(config.window) + " sinks " + std::to_string(config.sinks));
     WindowTracker tracker(config);
     WindowReference reference(config);
 

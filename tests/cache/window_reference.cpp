@@ -81,6 +81,7 @@ void WindowReference::on_restore(std::int64_t first_cell, std::int64_t n_cells) 
 }
 
 void WindowReference::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells) {
+    if (from_cell == to_cell) return;
     const auto before = cells_;
     for (std::int64_t i = 0; i < n_cells; ++i) {
         const auto found = before.find(from_cell + i);
