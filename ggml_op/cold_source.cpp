@@ -67,15 +67,17 @@ std::int64_t CachePages::check_cold(const ggml_tensor* cold, const std::string& 
             fail("_quant", "is " + shape_text(cold) + ", not of format '" + format + "'");
         }
         if (!has_shape(cold, heads.head_dim, -1, heads.n_head)) {
-            fail("_quant", "is " + shape_text(cold) + ", not [" + std::to_string(heads.head_dim) + ", n_cold, " +
-                               n_head + ", 1]");
+            fail("_quant", "is " + shape_text(cold) + ", not [" + std::to_string(heads.head_dim) +
+                               ", n_cold, " + n_head + ", 1]");
         }
-        if (cold->nb[0] != ggml_type_size(cold->type)) fail("_quant", "the blocks of a row are not contiguous");
+        if (cold->nb[0] != ggml_type_size(cold->type))
+            fail("_quant", "the blocks of a row are not contiguous");
         blocks_of_ggml_ = true;
         layout_.format = &cold_formats().front();  // not read: kernels go by the index
         layout_.format_index = kernels.format_index(cold->type);
         layout_.block_bytes = kPageTokens * ggml_row_size(cold->type, heads.head_dim);
-        if (layout_.block_bytes % 64 != 0) fail("_quant", "rows of " + shape_text(cold) + " do not fill pages");
+        if (layout_.block_bytes % 64 != 0)
+            fail("_quant", "rows of " + shape_text(cold) + " do not fill pages");
         return n_pages_of(cold->ne[1]);
     }
     if (cold->type != GGML_TYPE_I8) {
@@ -97,8 +99,9 @@ std::int64_t CachePages::check_cold(const ggml_tensor* cold, const std::string& 
     return cold->ne[2];
 }
 
-void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor* hot, const ggml_tensor* cold,
-                         const std::string& format, const Cells& cells, const BlockKernelSet& kernels) {
+void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor* hot,
+                         const ggml_tensor* cold, const std::string& format, const Cells& cells,
+                         const BlockKernelSet& kernels) {
     name_ = name;
     shape_ = shape;
     layout_ = {};
@@ -111,10 +114,11 @@ void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor
     pages_.assign(std::size_t(n_pages_of(shape.n_kv)), Page{});
     cold_at_.clear();
 
-    if (cells.given && (std::int64_t(cells.rows.size()) != n_hot || std::int64_t(cells.pages.size()) != n_cold_pages)) {
-        fail("", "cells of " + std::to_string(cells.rows.size()) + " rows and " + std::to_string(cells.pages.size()) +
-                     " pages are given, the inputs hold " + std::to_string(n_hot) + " and " +
-                     std::to_string(n_cold_pages));
+    if (cells.given &&
+        (std::int64_t(cells.rows.size()) != n_hot || std::int64_t(cells.pages.size()) != n_cold_pages)) {
+        fail("", "cells of " + std::to_string(cells.rows.size()) + " rows and " +
+                     std::to_string(cells.pages.size()) + " pages are given, the inputs hold " +
+                     std::to_string(n_hot) + " and " + std::to_string(n_cold_pages));
     }
     for (std::int64_t i = 0; i < n_cold_pages; ++i) {
         const std::int64_t cell = cells.given ? cells.pages[std::size_t(i)] : i * kPageTokens;
@@ -190,8 +194,8 @@ void CachePages::fill(const ggml_tensor* hot, const ggml_tensor* cold) noexcept 
     for (std::size_t i = 0; i < row_targets_.size(); ++i) {
         const auto* row = static_cast<const std::byte*>(hot->data) + i * hot->nb[1];
         for (int h = 0; h < heads.n_head; ++h) {
-            std::memcpy(row_targets_[i].data + h * row_targets_[i].head_stride, row + std::size_t(h) * hot->nb[2],
-                        layout_.head_bytes());
+            std::memcpy(row_targets_[i].data + h * row_targets_[i].head_stride,
+                        row + std::size_t(h) * hot->nb[2], layout_.head_bytes());
         }
     }
     if (cold_at_.empty()) return;

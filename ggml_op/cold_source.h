@@ -26,8 +26,8 @@ class PageMemory {
     std::byte* data_ = nullptr;
 };
 
-// The K or the V side of the op: which cell each row of the inputs has, and the pages made of them. Everything that
-// depends on shapes only is laid out once; fill() copies the rows of one graph run.
+// The K or the V side of the op: which cell each row of the inputs has, and the pages made of them.
+// Everything that depends on shapes only is laid out once; fill() copies the rows of one graph run.
 class CachePages {
   public:
     struct Shape {
@@ -42,8 +42,9 @@ class CachePages {
         bool given = false;
     };
 
-    // hot: f16 [head_dim, n_hot, n_head_kv] or null; cold: i8 [block_bytes, n_head_kv, n_pages] or a block type
-    // [head_dim, n_cold, n_head_kv], or null. format: registered name for i8. Throws Error; name is "k" or "v".
+    // hot: f16 [head_dim, n_hot, n_head_kv] or null; cold: i8 [block_bytes, n_head_kv, n_pages] or a block
+    // type [head_dim, n_cold, n_head_kv], or null. format: registered name for i8. Throws Error; name is "k"
+    // or "v".
     void lay_out(const char* name, const Shape& shape, const ggml_tensor* hot, const ggml_tensor* cold,
                  const std::string& format, const Cells& cells, const BlockKernelSet& kernels);
 
@@ -56,7 +57,8 @@ class CachePages {
 
   private:
     void check_hot(const ggml_tensor* hot) const;
-    std::int64_t check_cold(const ggml_tensor* cold, const std::string& format, const BlockKernelSet& kernels);
+    std::int64_t check_cold(const ggml_tensor* cold, const std::string& format,
+                            const BlockKernelSet& kernels);
     [[noreturn]] void fail(const char* tensor, const std::string& what) const;
 
     std::string name_;

@@ -58,7 +58,8 @@ void FlashDecodeOp::Impl::check(const FlashDecodeInputs& in, const FlashDecodePa
              ", not f32 [head_dim, n_q, n_head]");
     }
     if (q->nb[0] != sizeof(float)) fail("q: the values of a row are not contiguous");
-    if (q->ne[0] < 1 || q->ne[0] > kernels::kMaxHeadDim) fail("head_dim is " + text(q->ne[0]) + ", not 1..1024");
+    if (q->ne[0] < 1 || q->ne[0] > kernels::kMaxHeadDim)
+        fail("head_dim is " + text(q->ne[0]) + ", not 1..1024");
     const std::int64_t n_head_kv = n_head_kv_of(in.k, in.k_quant);
     if (n_head_kv < 1) fail("neither k nor k_quant has heads");
     if (q->ne[2] < 1 || q->ne[2] % n_head_kv != 0) {
@@ -102,9 +103,9 @@ void FlashDecodeOp::Impl::check(const FlashDecodeInputs& in, const FlashDecodePa
     if (const ggml_tensor* m = in.mask) {
         if (m->type != GGML_TYPE_F16 || m->ne[0] != args.n_kv || m->ne[1] < args.n_q || m->ne[2] < 1 ||
             args.n_head % m->ne[2] != 0 || m->ne[3] != 1 || m->nb[0] != sizeof(fp16_t)) {
-            fail(std::string("mask is ") + ggml_type_name(m->type) + " [" + text(m->ne[0]) + ", " + text(m->ne[1]) +
-                 ", " + text(m->ne[2]) + ", " + text(m->ne[3]) + "], not f16 [" + text(args.n_kv) + ", >= " +
-                 text(args.n_q) + ", a divisor of " + text(args.n_head) + ", 1]");
+            fail(std::string("mask is ") + ggml_type_name(m->type) + " [" + text(m->ne[0]) + ", " +
+                 text(m->ne[1]) + ", " + text(m->ne[2]) + ", " + text(m->ne[3]) + "], not f16 [" +
+                 text(args.n_kv) + ", >= " + text(args.n_q) + ", a divisor of " + text(args.n_head) + ", 1]");
         }
     }
     if (const ggml_tensor* s = in.sinks) {
@@ -114,13 +115,13 @@ void FlashDecodeOp::Impl::check(const FlashDecodeInputs& in, const FlashDecodePa
         }
     }
 
-    k.lay_out("k", {KvRole::key, {args.n_head_kv, args.head_dim_k}, args.n_kv}, in.k, in.k_quant, params.k_format,
-              cells_of(params.k_cells), kernels);
+    k.lay_out("k", {KvRole::key, {args.n_head_kv, args.head_dim_k}, args.n_kv}, in.k, in.k_quant,
+              params.k_format, cells_of(params.k_cells), kernels);
     k_table = k.table();
     args.k = &k_table;
     if (args.v_is_k) return;
-    v.lay_out("v", {KvRole::value, {args.n_head_kv, args.head_dim_v}, args.n_kv}, in.v, in.v_quant, params.v_format,
-              cells_of(params.v_cells), kernels);
+    v.lay_out("v", {KvRole::value, {args.n_head_kv, args.head_dim_v}, args.n_kv}, in.v, in.v_quant,
+              params.v_format, cells_of(params.v_cells), kernels);
     v_table = v.table();
     args.v = &v_table;
 }
@@ -184,12 +185,13 @@ ggml_tensor* FlashDecodeOp::build(ggml_context* ctx, const FlashDecodeInputs& in
 
     // All nodes name all inputs, so that a graph allocator keeps them until the last has run.
     std::vector<ggml_tensor*> sources = {nullptr};  // the node before
-    for (ggml_tensor* t : {inputs.q, inputs.k, inputs.v, inputs.k_quant, inputs.v_quant, inputs.mask, inputs.sinks}) {
+    for (ggml_tensor* t :
+         {inputs.q, inputs.k, inputs.v, inputs.k_quant, inputs.v_quant, inputs.mask, inputs.sinks}) {
         if (t != nullptr) sources.push_back(t);
     }
     const auto n = int(sources.size());
-    ggml_tensor* plan = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, sources.data() + 1, n - 1, Impl::prepare_node,
-                                       GGML_N_TASKS_MAX, &impl);
+    ggml_tensor* plan = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, sources.data() + 1, n - 1,
+                                       Impl::prepare_node, GGML_N_TASKS_MAX, &impl);
     ggml_set_name(plan, "mixed_kv_plan");
     sources[0] = plan;
     impl.result = ggml_custom_4d(ctx, GGML_TYPE_F32, impl.args.head_dim_v, impl.args.n_head, impl.args.n_q, 1,

@@ -15,21 +15,23 @@ namespace mixed_kv::ggml_op {
 namespace {
 
 using kernels::DecodeArgs;
-using kernels::kPage;
 using kernels::KernelSet;
+using kernels::kPage;
 using kernels::PvArgs;
 using kernels::QkArgs;
 
 constexpr std::array kBlockTypes = {GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0};
 
-// Kernels are plain functions, so that each one finds the set whose gemm it uses by a number it is compiled with.
+// Kernels are plain functions, so that each one finds the set whose gemm it uses by a number it is compiled
+// with.
 constexpr std::size_t kMaxSets = 8;
 std::array<const KernelSet*, kMaxSets> base_sets{};
 
 std::size_t round_up_to_16(int n) noexcept { return (std::size_t(n) + 15) / 16 * 16; }
 
 // [64][head_dim] floats of a page.
-template <ggml_type Type> void to_float(const kernels::PageData& page, float* out) noexcept {
+template <ggml_type Type>
+void to_float(const kernels::PageData& page, float* out) noexcept {
     static const ggml_to_float_t decode = ggml_get_type_traits(Type)->to_float;
     decode(page.data, out, std::int64_t(kPage) * page.head_dim);
 }
@@ -41,7 +43,8 @@ void transpose(const float* in, int head_dim, float* out, std::ptrdiff_t stride)
     }
 }
 
-template <ggml_type Type, std::size_t Set> struct Kernels {
+template <ggml_type Type, std::size_t Set>
+struct Kernels {
     static const KernelSet& base() noexcept { return *base_sets[Set]; }
 
     static void rotate(float* x, int head_dim) noexcept {
@@ -55,7 +58,8 @@ template <ggml_type Type, std::size_t Set> struct Kernels {
         float* columns = rows + std::size_t(kPage) * round_up_to_16(dim);
         to_float<Type>(args.keys, rows);
         transpose(rows, dim, columns, kPage);
-        base().gemm({args.q, args.q_stride, columns, kPage, args.scores, kPage, args.n_rows, kPage, dim, false});
+        base().gemm(
+            {args.q, args.q_stride, columns, kPage, args.scores, kPage, args.n_rows, kPage, dim, false});
     }
 
     static void pv(const PvArgs& args) noexcept {
@@ -88,11 +92,13 @@ template <ggml_type Type, std::size_t Set> struct Kernels {
     static void decode_value(const DecodeArgs& args) noexcept { decode(args, true); }
 
     static kernels::FormatKernels kernels() noexcept {
-        return {qk, pv, decode_key, decode_value, nullptr, nullptr};  // what ggml has quantised needs no encoder
+        return {qk,           pv,      decode_key,
+                decode_value, nullptr, nullptr};  // what ggml has quantised needs no encoder
     }
 };
 
-template <std::size_t Set> std::size_t scratch_bytes(int head_dim) noexcept {
+template <std::size_t Set>
+std::size_t scratch_bytes(int head_dim) noexcept {
     const std::size_t page = std::size_t(kPage) * round_up_to_16(head_dim) * sizeof(float);
     return std::max(base_sets[Set]->scratch_bytes(head_dim), 2 * page);
 }
@@ -103,7 +109,8 @@ struct Extended {
     std::vector<kernels::FormatKernels> formats;
 };
 
-template <std::size_t Set> void extend(Extended& out) {
+template <std::size_t Set>
+void extend(Extended& out) {
     const KernelSet& base = *base_sets[Set];
     out.formats.assign(base.formats, base.formats + cold_formats().size());
     out.formats.push_back(Kernels<GGML_TYPE_Q8_0, Set>::kernels());
@@ -114,7 +121,8 @@ template <std::size_t Set> void extend(Extended& out) {
     out.set.scratch_bytes = scratch_bytes<Set>;
 }
 
-template <std::size_t... Sets> void extend_slot(std::size_t slot, Extended& out, std::index_sequence<Sets...>) {
+template <std::size_t... Sets>
+void extend_slot(std::size_t slot, Extended& out, std::index_sequence<Sets...>) {
     ((Sets == slot ? extend<Sets>(out) : void()), ...);
 }
 
@@ -141,7 +149,8 @@ BlockKernelSet block_kernel_set(std::string_view isa) {
         }
         if (base_sets[slot] == &base) return {&extended[slot].set, base.name};
     }
-    throw Error("flash decoding op: more than " + std::to_string(kMaxSets) + " instruction sets in one process");
+    throw Error("flash decoding op: more than " + std::to_string(kMaxSets) +
+                " instruction sets in one process");
 }
 
 }  // namespace mixed_kv::ggml_op

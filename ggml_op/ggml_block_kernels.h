@@ -11,9 +11,10 @@ namespace mixed_kv::kernels {
 struct KernelSet;
 }
 
-// ggml's own block types as cold formats. A page of one KV head is then [64][head_dim] values in rows of ggml blocks,
-// 64 * ggml_row_size(type, head_dim) bytes, decoded to float by ggml's to_float and multiplied by the set's gemm: never
-// rounded to binary16. Values are rotated as they are decoded, because cold pages are summed in the rotated basis.
+// ggml's own block types as cold formats. A page of one KV head is then [64][head_dim] values in rows of ggml
+// blocks, 64 * ggml_row_size(type, head_dim) bytes, decoded to float by ggml's to_float and multiplied by the
+// set's gemm: never rounded to binary16. Values are rotated as they are decoded, because cold pages are
+// summed in the rotated basis.
 namespace mixed_kv::ggml_op {
 
 // True for q8_0, q5_0 and q4_0.
