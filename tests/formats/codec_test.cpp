@@ -108,7 +108,7 @@ TEST(Codec, GaussianErrorIsNearTheBestUniformQuantizer) {
     std::mt19937 rng(63);
     // Relative RMS over pages of 64 x 128. The optimal uniform quantizer for a known gaussian has 0.345 (2
     // bits), 0.194 (3), 0.107 (4), 0.059 (5); knowing each group's range does better.
-    const std::pair<const char*, double> limits[] = {{"q2", 0.36},  {"q3", 0.19},  {"q4", 0.1},
+    const std::pair<const char*, double> limits[] = {{"q2", 0.36}, {"q3", 0.19},  {"q4", 0.1},
                                                      {"q5", 0.05}, {"q6", 0.024}, {"q8", 0.0062}};
     for (const auto& [name, limit] : limits) {
         const ColdFormat* format = find_cold_format(name);

@@ -11,9 +11,7 @@ namespace {
 // Derived in docs/cold-formats.md: rounding q * scale to about 15 bits leaves 0.2e-4 to 1e-4 at sigma = 1.
 constexpr double kLogitTolerance = 2e-4;
 
-int padded(int head_dim) {
-    return (head_dim + 15) / 16 * 16;
-}
+int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
 struct QkRun {
     Guarded<float> q, scores;

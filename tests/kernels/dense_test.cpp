@@ -24,13 +24,10 @@ TEST_P(Dense, GemmMatchesDoubleReference) {
             const int pad = s.m % 2 * 3;
             const Guarded<float> a(std::size_t(s.m - 1) * (s.k + pad) + s.k),
                 b(std::size_t(s.k - 1) * (s.n + pad) + s.n), c(std::size_t(s.m - 1) * (s.n + pad) + s.n);
-            for (float& x : a.span())
-                x = normal(rng);
-            for (float& x : b.span())
-                x = normal(rng);
+            for (float& x : a.span()) x = normal(rng);
+            for (float& x : b.span()) x = normal(rng);
             if (accumulate) {
-                for (float& x : c.span())
-                    x = normal(rng);
+                for (float& x : c.span()) x = normal(rng);
             }
             const std::vector<float> before(c.span().begin(), c.span().end());
             kernels().gemm(
@@ -64,8 +61,7 @@ TEST_P(Dense, HadamardEqualsTheDefinitionAndInvertsItself) {
     for (const int n : {32, 64, 96, 128, 192, 256, 512, 576, 1024, 40}) {
         const int size = hadamard_size(n);
         const Guarded<float> x(n);
-        for (float& v : x.span())
-            v = normal(rng);
+        for (float& v : x.span()) v = normal(rng);
         const std::vector<float> start(x.span().begin(), x.span().end());
         std::vector<float> scalar = start;
         kernels().hadamard(x.data(), n, size);
@@ -91,8 +87,7 @@ TEST_P(Dense, EveryBinary16ConvertsExactly) {
     const Guarded<std::uint16_t> half(65536);
     const Guarded<float> single(65536);
     const Guarded<std::uint16_t> back(65536);
-    for (int i = 0; i < 65536; ++i)
-        half[i] = std::uint16_t(i);
+    for (int i = 0; i < 65536; ++i) half[i] = std::uint16_t(i);
     kernels().fp16_to_fp32(half.data(), single.data(), 65536);
     kernels().fp32_to_fp16(single.data(), back.data(), 65536);
     for (int i = 0; i < 65536; ++i) {
@@ -129,8 +124,7 @@ TEST_P(Dense, FloatsRoundToTheNearestBinary16) {
 TEST_P(Dense, ScaleMultipliesEveryElement) {
     for (const int n : {1, 7, 16, 65}) {
         const Guarded<float> x(n);
-        for (int i = 0; i < n; ++i)
-            x[i] = float(i) + 0.1f;
+        for (int i = 0; i < n; ++i) x[i] = float(i) + 0.1f;
         kernels().scale(x.data(), n, 0.3f);
         for (int i = 0; i < n; ++i) {
             ASSERT_EQ(x[i], (float(i) + 0.1f) * 0.3f);

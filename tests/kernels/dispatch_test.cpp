@@ -12,9 +12,7 @@ TEST(Dispatch, ScalarIsLastAndAlwaysSupported) {
     EXPECT_EQ(supported_isas().back(), "scalar");
 }
 
-TEST(Dispatch, EmptyNameMeansTheFastest) {
-    EXPECT_EQ(kernel_set("").name, supported_isas().front());
-}
+TEST(Dispatch, EmptyNameMeansTheFastest) { EXPECT_EQ(kernel_set("").name, supported_isas().front()); }
 
 TEST(Dispatch, NamesSelectTheirSet) {
     for (const std::string_view isa : supported_isas()) {

@@ -30,9 +30,7 @@ GuardedBytes::GuardedBytes(std::size_t size) : size_(size) {
     std::memset(map_, 0xff, usable);  // NaN as binary16 and as binary32
 }
 
-GuardedBytes::~GuardedBytes() {
-    munmap(map_, map_size_);
-}
+GuardedBytes::~GuardedBytes() { munmap(map_, map_size_); }
 
 std::string to_string(RowData kind) {
     switch (kind) {
@@ -234,9 +232,7 @@ void IsaTest::SetUp() {
     GTEST_SKIP() << "this CPU cannot run " << GetParam();
 }
 
-const kernels::KernelSet& scalar_kernels() {
-    return kernel_set("scalar");
-}
+const kernels::KernelSet& scalar_kernels() { return kernel_set("scalar"); }
 
 std::string isa_name(const ::testing::TestParamInfo<std::string_view>& info) {
     return std::string(info.param);

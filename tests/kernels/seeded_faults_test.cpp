@@ -14,9 +14,7 @@ struct Fault {
 };
 
 // The results that a correct kernel could give: the reference rounded to float.
-std::vector<float> exact(const Reference& want) {
-    return {want.value.begin(), want.value.end()};
-}
+std::vector<float> exact(const Reference& want) { return {want.value.begin(), want.value.end()}; }
 
 void expect_all_rejected(const Reference& want, const std::vector<Fault>& faults) {
     ASSERT_TRUE(within_bound(want, exact(want)) && relative_rms(want, exact(want), 2e-4));
@@ -43,26 +41,22 @@ TEST(SeededFaults, InScoresAreRejected) {
                    {"two tokens swapped", [](auto& s) { std::swap(s[8], s[24]); }},
                    {"last channel ignored",
                     [&](auto& s) {
-                        for (int t = 0; t < kPageTokens; ++t)
-                            s[t] -= q[dim - 1] * reader.value(t, dim - 1);
+                        for (int t = 0; t < kPageTokens; ++t) s[t] -= q[dim - 1] * reader.value(t, dim - 1);
                     }},
                    {"one code off by one", [&](auto& s) { s[40] += q[5] * reader.scale(40, 5); }},
                    {"zero points ignored",
                     [&](auto& s) {
                         for (int c = 0; c < dim; ++c) {
-                            for (int t = 0; t < kPageTokens; ++t)
-                                s[t] -= q[c] * reader.zero(t, c);
+                            for (int t = 0; t < kPageTokens; ++t) s[t] -= q[c] * reader.zero(t, c);
                         }
                     }},
                    {"log2 instead of natural",
                     [](auto& s) {
-                        for (float& x : s)
-                            x *= 1.442695f;
+                        for (float& x : s) x *= 1.442695f;
                     }},
                    {"scaled by 1.001",
                     [](auto& s) {
-                        for (float& x : s)
-                            x *= 1.001f;
+                        for (float& x : s) x *= 1.001f;
                     }},
                    {"low half of q16 lost", [&](auto& s) {
                         double largest = 0;
@@ -95,20 +89,17 @@ TEST(SeededFaults, InOutputsAreRejected) {
         const formats::BlockReader reader = page.reader();
         expect_all_rejected(want, {{"last token dropped",
                                     [&](auto& x) {
-                                        for (int c = 0; c < dim; ++c)
-                                            x[c] -= p[63] * reader.value(63, c);
+                                        for (int c = 0; c < dim; ++c) x[c] -= p[63] * reader.value(63, c);
                                     }},
                                    {"one lane NaN", [](auto& x) { x[9] = std::nanf(""); }},
                                    {"last channel not written", [&](auto& x) { x[dim - 1] = o[dim - 1]; }},
                                    {"not accumulated",
                                     [&](auto& x) {
-                                        for (int c = 0; c < dim; ++c)
-                                            x[c] -= o[c];
+                                        for (int c = 0; c < dim; ++c) x[c] -= o[c];
                                     }},
                                    {"channels of two vectors swapped",
                                     [](auto& x) {
-                                        for (int c = 0; c < 8; ++c)
-                                            std::swap(x[c], x[c + 8]);
+                                        for (int c = 0; c < 8; ++c) std::swap(x[c], x[c + 8]);
                                     }},
                                    {"tokens of a pair swapped", [&](auto& x) {
                                         for (int c = 0; c < dim; ++c)

@@ -32,15 +32,13 @@ TEST_P(Softmax, PagesFollowOneAnother) {
                     logits.push_back(x);
                 }
                 if (page == 1) {  // a row that sees nothing of this page
-                    for (int t = 0; t < kPageTokens; ++t)
-                        logits[t] = s[t] = kMasked;
+                    for (int t = 0; t < kPageTokens; ++t) logits[t] = s[t] = kMasked;
                 }
                 kernels().softmax({s.data(), n_rows, m.data(), l.data(), rescale.data()});
                 for (int r = 0; r < n_rows; ++r) {
                     const float* row = logits.data() + std::ptrdiff_t(r) * kPageTokens;
                     double largest = want_m[r];
-                    for (int t = 0; t < kPageTokens; ++t)
-                        largest = std::max<double>(largest, row[t]);
+                    for (int t = 0; t < kPageTokens; ++t) largest = std::max<double>(largest, row[t]);
                     SCOPED_TRACE("sigma " + std::to_string(sigma) + " row " + std::to_string(r) + " page " +
                                  std::to_string(page));
                     Reference want;
@@ -95,8 +93,7 @@ TEST_P(Softmax, ExponentialIsAccurateOverItsRange) {
 TEST_P(Softmax, NaNStaysVisible) {
     for (const float other : {0.5f, kMasked}) {
         Guarded<float> s(kPageTokens), m(1), l(1), rescale(1);
-        for (float& x : s.span())
-            x = other;
+        for (float& x : s.span()) x = other;
         s[37] = std::numeric_limits<float>::quiet_NaN();
         m[0] = kMasked;
         l[0] = 0.0f;
@@ -153,8 +150,7 @@ TEST_P(Softmax, LogitsFollowTheFormula) {
 
 TEST_P(Softmax, SoftcapReachesItsLimits) {
     Guarded<float> s(kPageTokens);
-    for (int t = 0; t < kPageTokens; ++t)
-        s[t] = float(t - 32) * 4.0f;
+    for (int t = 0; t < kPageTokens; ++t) s[t] = float(t - 32) * 4.0f;
     s[0] = -std::numeric_limits<float>::infinity();
     s[63] = std::numeric_limits<float>::infinity();
     s[1] = std::numeric_limits<float>::quiet_NaN();
