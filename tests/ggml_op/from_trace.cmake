@@ -1,4 +1,5 @@
-# Records a few steps of random models with the plugin's cache on one thread and feeds them through the op.
+# Records a few steps of a random model with the plugin on one thread, with the fastest kernel set and with scalar, and
+# feeds them through the op.
 file(REMOVE_RECURSE "${WORK_DIR}")
 file(MAKE_DIRECTORY "${WORK_DIR}")
 string(REPEAT "pack my box with five dozen liquor jugs " 12 prompt)

@@ -41,7 +41,8 @@ Places place(const OpCase& c, bool blocks_of_ggml, std::int64_t parity) {
         for (std::int64_t page = n_pages - 1; page >= 0; --page) {
             const bool cold = page % 2 == parity || n_pages == 1;
             if (cold) p.pages.push_back(page * kPageTokens);
-            for (std::int64_t t = std::min<std::int64_t>(kPageTokens, c.n_kv - page * kPageTokens) - 1; t >= 0; --t) {
+            for (std::int64_t t = std::min<std::int64_t>(kPageTokens, c.n_kv - page * kPageTokens) - 1;
+                 t >= 0; --t) {
                 if (!cold || (t + page) % 7 == 0) p.rows.push_back(page * kPageTokens + t);
             }
         }
@@ -50,11 +51,20 @@ Places place(const OpCase& c, bool blocks_of_ggml, std::int64_t parity) {
     }
     std::int64_t n_cold = 0;
     switch (c.split) {
-        case Split::mostly_hot: n_cold = c.n_kv / 4; break;
-        case Split::half: n_cold = c.n_kv / 2; break;
-        case Split::mostly_cold: n_cold = c.n_kv - 1; break;
-        case Split::all_cold: n_cold = c.n_kv; break;
-        default: break;
+        case Split::mostly_hot:
+            n_cold = c.n_kv / 4;
+            break;
+        case Split::half:
+            n_cold = c.n_kv / 2;
+            break;
+        case Split::mostly_cold:
+            n_cold = c.n_kv - 1;
+            break;
+        case Split::all_cold:
+            n_cold = c.n_kv;
+            break;
+        default:
+            break;
     }
     if (!blocks_of_ggml && n_cold < c.n_kv) n_cold = n_cold / kPageTokens * kPageTokens;
     for (std::int64_t cell = 0; cell < n_cold; cell += kPageTokens) p.pages.push_back(cell);
@@ -109,26 +119,32 @@ OpSide make_side(const OpCase& c, KvRole role, std::vector<double>& dense, doubl
                 for (std::int64_t t = 0; t < n_stored; ++t) {
                     std::vector<float> in(static_cast<std::size_t>(dim));
                     for (int d = 0; d < dim; ++d) {
-                        in[std::size_t(d)] = fp16_to_fp32(page_rows[std::size_t(t) * row_values + std::size_t(h * dim + d)]);
+                        in[std::size_t(d)] =
+                            fp16_to_fp32(page_rows[std::size_t(t) * row_values + std::size_t(h * dim + d)]);
                     }
-                    std::byte* to = side.cold.data() +
-                                    ((i * kPageTokens + std::size_t(t)) * std::size_t(heads) + std::size_t(h)) * block_bytes;
+                    std::byte* to =
+                        side.cold.data() +
+                        ((i * kPageTokens + std::size_t(t)) * std::size_t(heads) + std::size_t(h)) *
+                            block_bytes;
                     ggml_quantize_chunk(side.cold_type, in.data(), to, 0, 1, dim, nullptr);
                     const std::vector<float> back =
                         trace_tools::to_floats(trace::GgmlType(int(side.cold_type)), {to, block_bytes});
                     std::copy(back.begin(), back.end(), rows.begin() + t * dim);
                 }
             } else {
-                const kernels::FormatKernels& kernel = kernel_set("scalar").formats[format - cold_formats().data()];
+                const kernels::FormatKernels& kernel =
+                    kernel_set("scalar").formats[format - cold_formats().data()];
                 const kernels::EncodeArgs args{page_rows.data() + h * dim, std::ptrdiff_t(row_values), dim,
                                                ~std::uint64_t{0}, encoded};
                 (key ? kernel.encode_key : kernel.encode_value)(args);
-                std::memcpy(side.cold.data() + (i * std::size_t(heads) + std::size_t(h)) * block_bytes, encoded, block_bytes);
+                std::memcpy(side.cold.data() + (i * std::size_t(heads) + std::size_t(h)) * block_bytes,
+                            encoded, block_bytes);
                 rows = reference::decode_block(format->code_bits, role, dim, encoded);
             }
             for (std::int64_t t = 0; t < n; ++t) {
                 std::copy_n(rows.data() + t * dim, dim,
-                            dense.data() + (std::size_t(cell0 + t) * std::size_t(heads) + std::size_t(h)) * std::size_t(dim));
+                            dense.data() + (std::size_t(cell0 + t) * std::size_t(heads) + std::size_t(h)) *
+                                               std::size_t(dim));
             }
             if (!key && hadamard_size(dim) > 1) {
                 for (std::int64_t t = 0; t < kPageTokens; ++t) {
@@ -177,9 +193,9 @@ void make_mask(const OpCase& c, OpData& data) {
 }  // namespace
 
 std::string OpCase::name() const {
-    std::string text = "dim " + std::to_string(head_dim) + ", heads " + std::to_string(n_gqa * n_head_kv) + "/" +
-                       std::to_string(n_head_kv) + ", n_kv " + std::to_string(n_kv) + ", n_q " + std::to_string(n_q) +
-                       ", " + split_name(split) + ", " + k_format + "/" + v_format;
+    std::string text = "dim " + std::to_string(head_dim) + ", heads " + std::to_string(n_gqa * n_head_kv) +
+                       "/" + std::to_string(n_head_kv) + ", n_kv " + std::to_string(n_kv) + ", n_q " +
+                       std::to_string(n_q) + ", " + split_name(split) + ", " + k_format + "/" + v_format;
     static const char* masks[] = {"", ", causal", ", holes", ", mask by head"};
     text += masks[int(mask)];
     if (alibi) text += ", ALiBi";
@@ -249,7 +265,8 @@ std::vector<OpCase> all_cases() {
                 c.n_gqa = n_gqa;
                 c.n_head_kv = n_kv > 300 ? 1 : 2;
                 c.n_kv = n_kv;
-                c.n_q = n_kv > 300 ? (i % 4 == 3 && n_gqa == 1 ? 33 : (i % 2 == 0 ? 1 : 3)) : batches[(i + i / 21) % 3];
+                c.n_q = n_kv > 300 ? (i % 4 == 3 && n_gqa == 1 ? 33 : (i % 2 == 0 ? 1 : 3))
+                                   : batches[(i + i / 21) % 3];
                 c.split = splits[(i + i / 6) % 6];
                 c.k_format = format_for(head_dim, i);
                 c.v_format = format_for(head_dim, i * 2 + 1);

@@ -36,12 +36,12 @@ std::vector<OpCase> all_cases();
 // One side of the cache, as the op takes it.
 struct OpSide {
     int head_dim = 0;
-    std::vector<fp16_t> hot;      // [n_hot][n_head_kv][head_dim]
+    std::vector<fp16_t> hot;  // [n_hot][n_head_kv][head_dim]
     std::int64_t n_hot = 0;
     std::vector<std::byte> cold;  // i8 [n_pages][n_head_kv][block_bytes], or ggml's [n_cold][n_head_kv] rows
     ggml_type cold_type = GGML_TYPE_I8;
-    std::int64_t cold_ne0 = 0;    // block_bytes, or head_dim
-    std::int64_t n_cold = 0;      // pages, or rows
+    std::int64_t cold_ne0 = 0;  // block_bytes, or head_dim
+    std::int64_t n_cold = 0;    // pages, or rows
     ggml_op::CellList cells;
     bool explicit_cells = false;
 };

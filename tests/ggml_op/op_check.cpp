@@ -9,17 +9,22 @@ namespace {
 
 using Shape3 = std::array<std::int64_t, 3>;
 
-template <typename T> std::size_t byte_size(const std::vector<T>& v) { return v.size() * sizeof(T); }
+template <typename T>
+std::size_t byte_size(const std::vector<T>& v) {
+    return v.size() * sizeof(T);
+}
 
 // Every other case has its rows stored head by head, the others token by token as llama.cpp's cache has them.
 ggml_tensor* add_rows(OpGraph& graph, bool by_head, ggml_type type, std::int64_t dim, std::int64_t n_rows,
-                      std::int64_t n_head, const std::byte* data, std::size_t bytes, std::vector<std::byte>& keep) {
+                      std::int64_t n_head, const std::byte* data, std::size_t bytes,
+                      std::vector<std::byte>& keep) {
     if (!by_head || n_rows == 0) return graph.add_permuted(type, {dim, n_rows, n_head}, data, bytes);
     keep.resize(bytes);
     const std::size_t row = bytes / std::size_t(n_rows * n_head);
     for (std::int64_t h = 0; h < n_head; ++h) {
         for (std::int64_t i = 0; i < n_rows; ++i) {
-            std::copy_n(data + std::size_t(i * n_head + h) * row, row, keep.data() + std::size_t(h * n_rows + i) * row);
+            std::copy_n(data + std::size_t(i * n_head + h) * row, row,
+                        keep.data() + std::size_t(h * n_rows + i) * row);
         }
     }
     return graph.add(type, {dim, n_rows, n_head}, keep.data(), bytes);
@@ -29,15 +34,15 @@ struct Keep {
     std::vector<std::byte> hot, cold;
 };
 
-void add_side(OpGraph& graph, const OpSide& side, std::int64_t n_head_kv, bool by_head, Keep& keep, ggml_tensor*& hot,
-              ggml_tensor*& cold) {
+void add_side(OpGraph& graph, const OpSide& side, std::int64_t n_head_kv, bool by_head, Keep& keep,
+              ggml_tensor*& hot, ggml_tensor*& cold) {
     hot = add_rows(graph, by_head, GGML_TYPE_F16, side.head_dim, side.n_hot, n_head_kv,
                    reinterpret_cast<const std::byte*>(side.hot.data()), byte_size(side.hot), keep.hot);
     cold = side.cold_type == GGML_TYPE_I8
                ? graph.add(GGML_TYPE_I8, Shape3{side.cold_ne0, n_head_kv, side.n_cold}, side.cold.data(),
                            side.cold.size())
-               : add_rows(graph, by_head, side.cold_type, side.head_dim, side.n_cold, n_head_kv, side.cold.data(),
-                          side.cold.size(), keep.cold);
+               : add_rows(graph, by_head, side.cold_type, side.head_dim, side.n_cold, n_head_kv,
+                          side.cold.data(), side.cold.size(), keep.cold);
 }
 
 }  // namespace
@@ -52,7 +57,8 @@ OpAnswers answers(const OpData& data) {
     return a;
 }
 
-std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string& isa, int n_threads, int times) {
+std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string& isa, int n_threads,
+                          int times) {
     const auto& d = data.dense;
     OpGraph graph;
     ggml_op::FlashDecodeInputs in;
@@ -63,9 +69,10 @@ std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string
                     reinterpret_cast<const std::byte*>(d.q.data()), byte_size(d.q), keep_q);
     add_side(graph, data.k, c.n_head_kv, by_head, keep_k, in.k, in.k_quant);
     add_side(graph, data.v, c.n_head_kv, by_head, keep_v, in.v, in.v_quant);
-    in.mask = graph.add(GGML_TYPE_F16, {data.mask.empty() ? 0 : c.n_kv, c.n_q, data.n_mask_heads}, data.mask.data(),
-                        byte_size(data.mask));
-    in.sinks = graph.add(GGML_TYPE_F32, {std::int64_t(d.sinks.size()), 1, 1}, d.sinks.data(), byte_size(d.sinks));
+    in.mask = graph.add(GGML_TYPE_F16, {data.mask.empty() ? 0 : c.n_kv, c.n_q, data.n_mask_heads},
+                        data.mask.data(), byte_size(data.mask));
+    in.sinks =
+        graph.add(GGML_TYPE_F32, {std::int64_t(d.sinks.size()), 1, 1}, d.sinks.data(), byte_size(d.sinks));
 
     ggml_op::FlashDecodeParams params;
     params.kq_scale = float(d.kq_scale);

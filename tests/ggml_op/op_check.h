@@ -22,7 +22,8 @@ struct OpAnswers {
 };
 OpAnswers answers(const OpData& data);
 
-std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string& isa, int n_threads, int times);
+std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string& isa, int n_threads,
+                          int times);
 OpFigures check_op(const OpData& data, const OpAnswers& answers, const std::vector<float>& out);
 
 // Inputs that must be refused, with one line. Returns the number of those that were not, and prints them.

@@ -41,7 +41,8 @@ OpGraph::~OpGraph() {
     ggml_free(ctx_);
 }
 
-ggml_tensor* OpGraph::add(ggml_type type, std::array<std::int64_t, 3> ne, const void* data, std::size_t bytes) {
+ggml_tensor* OpGraph::add(ggml_type type, std::array<std::int64_t, 3> ne, const void* data,
+                          std::size_t bytes) {
     if (ne[0] * ne[1] * ne[2] == 0) return nullptr;
     ggml_tensor* tensor = ggml_new_tensor_3d(ctx_, type, ne[0], ne[1], ne[2]);
     if (ggml_nbytes(tensor) != bytes) throw Error("test input: wrong number of bytes");
@@ -55,8 +56,8 @@ ggml_tensor* OpGraph::add_permuted(ggml_type type, std::array<std::int64_t, 3> n
     return stored == nullptr ? nullptr : ggml_permute(ctx_, stored, 0, 2, 1, 3);
 }
 
-std::vector<float> OpGraph::compute(const ggml_op::FlashDecodeInputs& inputs, const ggml_op::FlashDecodeParams& params,
-                                    int n_threads, int times) {
+std::vector<float> OpGraph::compute(const ggml_op::FlashDecodeInputs& inputs,
+                                    const ggml_op::FlashDecodeParams& params, int n_threads, int times) {
     ggml_backend_t backend = cpu_backend();
     if (buffer_ == nullptr) {
         buffer_ = ggml_backend_alloc_ctx_tensors(ctx_, backend);
@@ -72,7 +73,8 @@ std::vector<float> OpGraph::compute(const ggml_op::FlashDecodeInputs& inputs, co
             ggml_gallocr_free(allocator);
             ggml_free(ctx);
         }
-    } nodes{ggml_init({kNodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(kNodes, false), nullptr, true})};
+    } nodes{ggml_init(
+        {kNodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(kNodes, false), nullptr, true})};
     ggml_tensor* result = op.build(nodes.ctx, inputs, params);
     // A consumer in ggml's own code: the result is a tensor like any other.
     ggml_tensor* last = ggml_scale(nodes.ctx, result, 1.0f);
@@ -86,7 +88,8 @@ std::vector<float> OpGraph::compute(const ggml_op::FlashDecodeInputs& inputs, co
     std::vector<float> out(static_cast<std::size_t>(ggml_nelements(last))), before;
     for (int i = 0; i < times; ++i) {
         before = out;
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) throw Error("the graph failed");
+        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS)
+            throw Error("the graph failed");
         ggml_backend_tensor_get(last, out.data(), 0, out.size() * sizeof(float));
         if (i > 0 && std::memcmp(before.data(), out.data(), out.size() * sizeof(float)) != 0) {
             throw Error("computing the graph again gave another result");

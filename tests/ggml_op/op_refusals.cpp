@@ -45,28 +45,62 @@ struct Refusal {
 int check_refusals() {
     const std::initializer_list<Refusal> refusals = {
         {"no q", "q is missing", [](Call& c) { c.in.q = nullptr; }},
-        {"q of f16", "q is f16", [](Call& c) { c.in.q = c.tensor(GGML_TYPE_F16, {64, 3, 4}); }},
+        {"q of f16", "q is f16",
+         [](Call& c) {
+             c.in.q = c.tensor(GGML_TYPE_F16, {64, 3, 4});
+         }},
         {"q with strided rows", "q: the values",
-         [](Call& c) { c.in.q = ggml_permute(c.ctx, c.tensor(GGML_TYPE_F32, {3, 64, 4}), 1, 0, 2, 3); }},
-        {"three query heads", "no multiple", [](Call& c) { c.in.q = c.tensor(GGML_TYPE_F32, {64, 3, 3}); }},
+         [](Call& c) {
+             c.in.q = ggml_permute(c.ctx, c.tensor(GGML_TYPE_F32, {3, 64, 4}), 1, 0, 2, 3);
+         }},
+        {"three query heads", "no multiple",
+         [](Call& c) {
+             c.in.q = c.tensor(GGML_TYPE_F32, {64, 3, 3});
+         }},
         {"no keys", "neither k nor", [](Call& c) { c.in.k = c.in.k_quant = nullptr; }},
-        {"k of f32", "k: is f32", [](Call& c) { c.in.k = c.tensor(GGML_TYPE_F32, {64, 10, 2}); }},
-        {"k of another head size", "k: is f16", [](Call& c) { c.in.k = c.tensor(GGML_TYPE_F16, {80, 10, 2}); }},
-        {"v of other heads", "v: is f16", [](Call& c) { c.in.v = c.tensor(GGML_TYPE_F16, {64, 10, 4}); }},
-        {"blocks of another size", "k_quant: is i8", [](Call& c) { c.in.k_quant = c.tensor(GGML_TYPE_I8, {64, 2, 1}); }},
+        {"k of f32", "k: is f32",
+         [](Call& c) {
+             c.in.k = c.tensor(GGML_TYPE_F32, {64, 10, 2});
+         }},
+        {"k of another head size", "k: is f16",
+         [](Call& c) {
+             c.in.k = c.tensor(GGML_TYPE_F16, {80, 10, 2});
+         }},
+        {"v of other heads", "v: is f16",
+         [](Call& c) {
+             c.in.v = c.tensor(GGML_TYPE_F16, {64, 10, 4});
+         }},
+        {"blocks of another size", "k_quant: is i8",
+         [](Call& c) {
+             c.in.k_quant = c.tensor(GGML_TYPE_I8, {64, 2, 1});
+         }},
         {"unknown format", "unknown cold format 'q9'", [](Call& c) { c.params.k_format = "q9"; }},
         {"no format", "unknown cold format ''", [](Call& c) { c.params.v_format = ""; }},
         {"a block type without kernels", "neither i8",
-         [](Call& c) { c.in.k_quant = c.tensor(GGML_TYPE_Q4_1, {64, 64, 2}); }},
+         [](Call& c) {
+             c.in.k_quant = c.tensor(GGML_TYPE_Q4_1, {64, 64, 2});
+         }},
         {"q8_0 called q4_0", "not of format",
          [](Call& c) {
              c.in.k_quant = c.tensor(GGML_TYPE_Q8_0, {64, 64, 2});
              c.params.k_format = "q4_0";
          }},
-        {"a short mask", "mask is f16", [](Call& c) { c.in.mask = c.tensor(GGML_TYPE_F16, {74, 2, 1}); }},
-        {"a narrow mask", "cells", [](Call& c) { c.in.mask = c.tensor(GGML_TYPE_F16, {75, 3, 1}); }},
-        {"a mask of f32", "mask is f32", [](Call& c) { c.in.mask = c.tensor(GGML_TYPE_F32, {74, 3, 1}); }},
-        {"too few sinks", "sinks", [](Call& c) { c.in.sinks = c.tensor(GGML_TYPE_F32, {3, 1, 1}); }},
+        {"a short mask", "mask is f16",
+         [](Call& c) {
+             c.in.mask = c.tensor(GGML_TYPE_F16, {74, 2, 1});
+         }},
+        {"a narrow mask", "cells",
+         [](Call& c) {
+             c.in.mask = c.tensor(GGML_TYPE_F16, {75, 3, 1});
+         }},
+        {"a mask of f32", "mask is f32",
+         [](Call& c) {
+             c.in.mask = c.tensor(GGML_TYPE_F32, {74, 3, 1});
+         }},
+        {"too few sinks", "sinks",
+         [](Call& c) {
+             c.in.sinks = c.tensor(GGML_TYPE_F32, {3, 1, 1});
+         }},
         {"fewer values than keys", "v and v_quant hold", [](Call& c) { c.in.v = nullptr; }},
         {"too few cells", "cells of",
          [](Call& c) {
@@ -106,7 +140,8 @@ int check_refusals() {
             report(refusal.what, "it was accepted");
         } catch (const Error& e) {
             const std::string line = e.what();
-            if (line.find(refusal.part_of_message) == std::string::npos || line.find('\n') != std::string::npos) {
+            if (line.find(refusal.part_of_message) == std::string::npos ||
+                line.find('\n') != std::string::npos) {
                 report(refusal.what, "says '" + line + "'");
             }
         }

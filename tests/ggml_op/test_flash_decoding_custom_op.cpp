@@ -1,5 +1,5 @@
-// test-flash-decoding-custom-op: the op of ggml_op/ in ggml graphs, against libtorch and the double reference over a
-// table of shapes and features, or against recorded steps.
+// test-flash-decoding-custom-op: the op of ggml_op/ in ggml graphs, against libtorch and the double reference
+// over a table of shapes and features, or against recorded steps.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
@@ -41,8 +41,8 @@ int run_table(const Options& options, const std::vector<std::string>& isas) {
             worst = std::max({worst, f.exact_ratio, f.torch_ratio});
             if (!f.problem.empty()) ++n_failed;
             if (options.failures_only && f.problem.empty()) continue;
-            std::printf("%-6s  %-7s  %9.2e  %7.3f %7.3f  %s\n", f.problem.empty() ? "ok" : "FAIL", isa.c_str(),
-                        f.max_error, f.exact_ratio, f.torch_ratio, c.name().c_str());
+            std::printf("%-6s  %-7s  %9.2e  %7.3f %7.3f  %s\n", f.problem.empty() ? "ok" : "FAIL",
+                        isa.c_str(), f.max_error, f.exact_ratio, f.torch_ratio, c.name().c_str());
             if (!f.problem.empty()) std::printf("        %s\n", f.problem.c_str());
         }
     }
@@ -63,7 +63,8 @@ int main(int argc, char** argv) {
     app.add_flag("--list", options.list, "List the cases and exit");
     app.add_flag("--failures-only", options.failures_only, "Print only cases that fail");
     app.add_option("--filter", options.filter, "Only cases whose name contains this text");
-    app.add_option("--from-trace", options.feed.file, "Feed the recorded steps of this trace through the op instead");
+    app.add_option("--from-trace", options.feed.file,
+                   "Feed the recorded steps of this trace through the op instead");
     app.add_option("--threads", options.feed.n_threads, "Threads (default: 2; with --from-trace as recorded)")
         ->check(CLI::Range(1, 512));
     app.add_option("--isa", options.feed.isa, "Kernel set (default: all; with --from-trace as recorded)");

@@ -72,13 +72,14 @@ std::vector<fp16_t> stream_mask(const TraceRecord& record, std::int64_t stream) 
     const std::vector<float> all = trace_tools::to_floats(*record.mask);
     const std::int64_t n = ne[0] * ne[1] * ne[2];
     std::vector<fp16_t> mask;
-    for (std::int64_t i = 0; i < n; ++i) mask.push_back(fp32_to_fp16(all[std::size_t((stream % ne[3]) * n + i)]));
+    for (std::int64_t i = 0; i < n; ++i)
+        mask.push_back(fp32_to_fp16(all[std::size_t((stream % ne[3]) * n + i)]));
     return mask;
 }
 
 ggml_tensor* add_hot(OpGraph& graph, const StreamPart& part, std::int64_t dim, std::int64_t n_head_kv) {
-    return graph.add_permuted(GGML_TYPE_F16, {dim, std::int64_t(part.cells.rows.size()), n_head_kv}, part.rows.data(),
-                              part.rows.size());
+    return graph.add_permuted(GGML_TYPE_F16, {dim, std::int64_t(part.cells.rows.size()), n_head_kv},
+                              part.rows.data(), part.rows.size());
 }
 
 ggml_tensor* add_cold(OpGraph& graph, const StreamPart& part, const CachePart& from, std::int64_t n_head_kv) {
@@ -109,7 +110,9 @@ std::vector<float> run_record(const TraceRecord& r, const std::string& isa, int 
             in.mask = graph.add(GGML_TYPE_F16, {r.n_kv, r.mask->ne[1], r.mask->ne[2]}, mask.data(),
                                 mask.size() * sizeof(fp16_t));
         }
-        if (r.sinks) in.sinks = graph.add(GGML_TYPE_F32, {r.n_head, 1, 1}, r.sinks->bytes.data(), r.sinks->bytes.size());
+        if (r.sinks)
+            in.sinks =
+                graph.add(GGML_TYPE_F32, {r.n_head, 1, 1}, r.sinks->bytes.data(), r.sinks->bytes.size());
         params.kq_scale = r.kq_scale;
         params.max_bias = r.max_bias;
         params.logit_softcap = r.logit_softcap;
@@ -177,14 +180,16 @@ int feed_trace(const FeedOptions& options) {
         const double error = max_error(out, r.kqv_out);
         double largest = 0;
         for (const double x : trace_tools::attention_data(r).v) largest = std::max(largest, std::fabs(x));
-        const bool ok = hold_to_bits ? same_bits(out, r.kqv_out) : error <= 1e-4 * largest && !options.require_exact;
+        const bool ok =
+            hold_to_bits ? same_bits(out, r.kqv_out) : error <= 1e-4 * largest && !options.require_exact;
         if (!ok) ++n_failed;
         std::printf("%5d %5d %7lld %5lld %5zu/%-5zu %8zu/%-8zu %9.2e  %s\n", r.layer, r.step,
                     static_cast<long long>(r.n_tokens), static_cast<long long>(r.n_kv), r.k.cells.size(),
                     r.v.cells.size(), r.k.pages.size(), r.v.pages.size(), error,
                     !ok ? "FAIL" : (hold_to_bits ? "equal bits" : "within tolerance"));
     }
-    if (n_skipped > 0) std::printf("%d records left out: of a standard cache, or recorded without sources\n", n_skipped);
+    if (n_skipped > 0)
+        std::printf("%d records left out: of a standard cache, or recorded without sources\n", n_skipped);
     if (n_fed == 0) throw Error(options.file + ": no record of a mixed cache with its sources");
     if (options.require_cold && n_cold_pages == 0) throw Error(options.file + ": no cold page in any record");
     std::printf("%d of %d steps agree\n", n_fed - n_failed, n_fed);
