@@ -4,6 +4,7 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
+#include "thread_pools.h"
 
 namespace mixed_kv::plugin {
 
@@ -19,6 +20,12 @@ class HostCpu {
     // The host's CPU device; null when no CPU backend is loaded.
     static ggml_backend_dev_t device();
 
+    // A function of the host's CPU registration; null when it has none of that name.
+    template <typename Fn>
+    static Fn function(const char* name) {
+        return reinterpret_cast<Fn>(function_address(name));
+    }
+
     // Called when the host starts a graph on this thread: how many threads it uses, and which pool.
     void start_graph(int n_threads);
     int n_threads() const noexcept { return n_threads_; }
@@ -33,12 +40,16 @@ class HostCpu {
         ggml_backend_t backend;
         ggml_threadpool_t pool;
     };
+    static void* function_address(const char* name);
     ggml_backend_t instance();
+    void lend_to(ggml_backend_t cpu);
 
     // One instance per pool: switching an instance from one pool to another would pause the former, which the
     // host may have freed by then.
     std::vector<Instance> instances_;
     ggml_threadpool_t pool_ = nullptr;
+    PoolLease lease_;                    // for a host without a pool
+    ggml_backend_t borrower_ = nullptr;  // the host's CPU backend that has our pool
     int n_threads_ = GGML_DEFAULT_N_THREADS;
     ggml_abort_callback abort_callback_ = nullptr;
     void* abort_data_ = nullptr;

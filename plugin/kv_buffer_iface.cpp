@@ -1,7 +1,9 @@
 // ggml's buffer and buffer type interfaces over KvBuffer. Exceptions end here.
 #include <exception>
 
+#include "buffer_choice.h"
 #include "device.h"
+#include "host_cpu.h"
 #include "kv_buffer.h"
 #include "log.h"
 
@@ -85,8 +87,12 @@ const ggml_backend_buffer_i kBufferInterface = {
 
 const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME; }
 
+constexpr std::size_t kAlignment = 4096;  // pinned tensors are released page by page
+
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     try {
+        if (is_for_recurrent_state(size) && HostCpu::device() != nullptr)
+            return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(HostCpu::device()), size);
         auto buffer = std::make_unique<KvBuffer>(size, settings());
         ggml_backend_buffer_t result = ggml_backend_buffer_init(type, kBufferInterface, buffer.get(), size);
         if (result != nullptr) buffer.release();
@@ -97,7 +103,12 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     }
 }
 
-size_t get_alignment(ggml_backend_buffer_type_t) { return 4096; }  // pinned tensors are released page by page
+size_t get_alignment(ggml_backend_buffer_type_t) { return kAlignment; }
+
+size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor* tensor) {
+    note_allocation(tensor, kAlignment);
+    return ggml_nbytes(tensor);
+}
 
 bool is_host(ggml_backend_buffer_type_t) { return false; }
 
@@ -111,7 +122,7 @@ ggml_backend_buffer_type_t buffer_type() {
                 .alloc_buffer = alloc_buffer,
                 .get_alignment = get_alignment,
                 .get_max_size = nullptr,
-                .get_alloc_size = nullptr,
+                .get_alloc_size = get_alloc_size,
                 .is_host = is_host,
             },
         .device = device(),

@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <mutex>
+#include <set>
 
 #include "ggml-backend-impl.h"
 
@@ -12,10 +13,19 @@ using get_proc_address_t = void* (*)(ggml_backend_reg_t, const char*);
 
 get_proc_address_t original_get_proc_address = nullptr;
 set_threadpool_t set_threadpool = nullptr;
-thread_local ggml_threadpool_t pool_of_this_thread = nullptr;
+thread_local HostPool pool_of_this_thread;
+
+std::mutex borrowers_mutex;
+std::set<ggml_backend_t> borrowers;  // CPU backends of the host that have a pool of ours
 
 void hooked_set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool) {
-    pool_of_this_thread = pool;
+    pool_of_this_thread = {backend, pool, true};
+    {
+        std::lock_guard<std::mutex> lock(borrowers_mutex);
+        // The host says before each graph that it has no pool. Taking ours away would pause it every time.
+        if (pool == nullptr && borrowers.count(backend) != 0) return;
+        borrowers.erase(backend);
+    }
     set_threadpool(backend, pool);
 }
 
@@ -39,7 +49,22 @@ void install_pool_hook(ggml_backend_reg_t cpu_registration) {
     });
 }
 
-ggml_threadpool_t host_pool_of_this_thread() { return pool_of_this_thread; }
+HostPool take_host_pool_of_this_thread() {
+    const HostPool pool = pool_of_this_thread;
+    pool_of_this_thread.fresh = false;
+    return pool;
+}
+
+void lend_pool(ggml_backend_t cpu, ggml_threadpool_t pool) {
+    std::lock_guard<std::mutex> lock(borrowers_mutex);
+    borrowers.insert(cpu);
+    set_threadpool(cpu, pool);
+}
+
+void return_pool(ggml_backend_t cpu) {
+    std::lock_guard<std::mutex> lock(borrowers_mutex);
+    borrowers.erase(cpu);
+}
 
 set_threadpool_t original_set_threadpool() { return set_threadpool; }
 
