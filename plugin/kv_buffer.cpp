@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 
 #include "device.h"
@@ -20,7 +21,7 @@ std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / 
 
 // llama.cpp names cache tensors cache_<tag>k_l<layer> and cache_<tag>v_l<layer> when it creates them
 // (llama_kv_cache's constructor); recurrent state is cache_r_l<layer>, cache_s_l<layer>.
-bool parse_cache_name(const char* name, KvRole& role) {
+bool parse_cache_name(const char* name, KvRole& role, int& layer) {
     if (std::strncmp(name, "cache_", 6) != 0) return false;
     const std::string_view rest(name + 6);
     const auto last = rest.rfind("_l");
@@ -29,7 +30,9 @@ bool parse_cache_name(const char* name, KvRole& role) {
     const bool tagged_well = last == 1 || rest[last - 2] == '_';
     if (!tagged_well || (kind != 'k' && kind != 'v')) return false;
     role = kind == 'k' ? KvRole::key : KvRole::value;
-    return true;
+    const std::string_view number = rest.substr(last + 2);
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), layer);
+    return error == std::errc{} && end == number.data() + number.size() && layer >= 0;
 }
 
 std::size_t offset_in(const KvEntry& entry, const ggml_tensor* tensor, std::size_t offset) {
@@ -94,13 +97,17 @@ WindowTracker* KvBuffer::tracker_for(std::int64_t n_cells, int n_stream) {
 
 void KvBuffer::init_tensor(const ggml_tensor* tensor) {
     KvRole role;
-    if (tensor->view_src != nullptr || tensor->op != GGML_OP_NONE || !parse_cache_name(tensor->name, role))
+    int layer = 0;
+    if (tensor->view_src != nullptr || tensor->op != GGML_OP_NONE ||
+        !parse_cache_name(tensor->name, role, layer)) {
         return;
+    }
     if (find(tensor->data) != nullptr) return;
 
     auto entry = std::make_unique<KvEntry>();
     entry->name = tensor->name;
     entry->role = role;
+    entry->layer = layer;
     entry->base = static_cast<std::byte*>(tensor->data);
     entry->row_bytes = tensor->nb[1];
     entry->n_cells = tensor->ne[1];
@@ -109,20 +116,37 @@ void KvBuffer::init_tensor(const ggml_tensor* tensor) {
         entry->reason =
             std::string("the cache type is ") + ggml_type_name(tensor->type) + ", mixed storage needs f16";
     } else {
-        KvTensor::Config config;
-        config.role = role;
-        config.n_cells = tensor->ne[1];
-        config.n_stream = int(tensor->ne[2]);
-        config.row_elements = int(tensor->ne[0]);
-        config.format = role == KvRole::key ? settings_.key_format : settings_.value_format;
-        config.kernels = &kernel_set_in_use();
-        config.arena = &arena_;
-        config.tracker = entry->tracker = tracker_for(config.n_cells, config.n_stream);
-        entry->tensor = std::make_unique<KvTensor>(config);
+        entry->tracker = tracker_for(entry->n_cells, entry->n_stream);
+        make_tensor(*entry, int(tensor->ne[0]));
     }
     auto at = std::upper_bound(entries_.begin(), entries_.end(), entry->base,
                                [](const std::byte* a, const auto& e) { return a < e->base; });
     entries_.insert(at, std::move(entry));
+    if (layer < n_layers_) return;
+    // Rules may count layers from the last one, which is known when the last tensor has come. Nothing has
+    // been written yet.
+    n_layers_ = layer + 1;
+    for (auto& known : entries_) {
+        if (known->tensor != nullptr) make_tensor(*known, known->tensor->config().row_elements);
+    }
+}
+
+void KvBuffer::make_tensor(KvEntry& entry, int row_elements) {
+    if (settings_.allocation != nullptr) {
+        (void)settings_.allocation->format(entry.role, entry.layer,
+                                           row_elements);  // throws for another model
+    }
+    KvTensor::Config config;
+    config.role = entry.role;
+    config.n_cells = entry.n_cells;
+    config.n_stream = entry.n_stream;
+    config.row_elements = row_elements;
+    config.format = settings_.format(entry.role, entry.layer, std::max(n_layers_, entry.layer + 1));
+    config.kernels = &kernel_set_in_use();
+    config.arena = &arena_;
+    config.tracker = entry.tracker;
+    if (entry.tensor != nullptr && entry.tensor->config().format == config.format) return;
+    entry.tensor = std::make_unique<KvTensor>(config);
 }
 
 void KvBuffer::write(ggml_tensor* tensor, const void* data, std::size_t offset, std::size_t size) {

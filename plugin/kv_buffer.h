@@ -20,6 +20,7 @@ namespace mixed_kv::plugin {
 struct KvEntry {
     std::string name;  // as created; graph code renames roots later
     KvRole role = KvRole::key;
+    int layer = 0;
     std::byte* base = nullptr;  // reserved address range: the tensor's unique data pointer
     std::size_t row_bytes = 0;  // one cell's row, all heads
     std::int64_t n_cells = 0;   // per stream
@@ -100,6 +101,8 @@ class KvBuffer {
 
   private:
     KvEntry* find(const void* address) noexcept;
+    // The tensor of an entry, in the format that the settings give its layer among those known so far.
+    void make_tensor(KvEntry& entry, int row_elements);
     WindowTracker* tracker_for(std::int64_t n_cells, int n_stream);
 
     std::byte* base_ = nullptr;
@@ -109,6 +112,7 @@ class KvBuffer {
     PageArena arena_;
     std::vector<std::unique_ptr<WindowTracker>> trackers_;
     std::vector<std::unique_ptr<KvEntry>> entries_;  // by address
+    int n_layers_ = 0;                               // the last layer's number + 1
     std::vector<std::string> pin_reasons_;           // said already
     bool announced_ = false;
     std::set<int> offered_layers_, attended_layers_;

@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -86,26 +87,34 @@ void configure(const std::string& text) {
     std::map<std::string, std::string> variables;
     const kernels::KernelSet* kernels = nullptr;
     std::istringstream items(text);
+    std::string name;
     for (std::string item; std::getline(items, item, ',');) {
+        // A list of layers has commas of its own; what follows one begins with a layer's number.
+        if (name == "LAYERS" && !item.empty() && (item[0] == '-' || std::isdigit((unsigned char)item[0]))) {
+            variables["GGML_MIXED_KV_LAYERS"] += ',' + item;
+            continue;
+        }
         const auto equals = item.find('=');
-        std::string name = item.substr(0, equals);
+        name = item.substr(0, equals);
         std::transform(name.begin(), name.end(), name.begin(),
                        [](unsigned char c) { return char(std::toupper(c)); });
         if (name == "ISA" && equals != std::string::npos) {
             kernels = &kernel_set(item.substr(equals + 1));
             continue;
         }
-        const bool known = name == "WINDOW" || name == "SINKS" || name == "K" || name == "V";
-        if (equals == std::string::npos || !known) {
+        const char* const known[] = {"PRESET", "WINDOW", "SINKS", "K", "V", "LAYERS", "BITS", "CALIBRATION"};
+        if (equals == std::string::npos ||
+            std::find(std::begin(known), std::end(known), name) == std::end(known)) {
             throw Error("'" + item +
-                        "' is not a cache setting: window=N, sinks=N, k=FORMAT, v=FORMAT and isa=NAME are");
+                        "' is not a cache setting: preset=NAME, window=N, sinks=N, k=FORMAT, v=FORMAT, "
+                        "layers=RULES, bits=NUMBER, calibration=FILE and isa=NAME are");
         }
-        variables["GGML_MIXED_KV_" + name] = item.substr(equals + 1);
+        variables[name == "PRESET" ? "GGML_MIXED_KV" : "GGML_MIXED_KV_" + name] = item.substr(equals + 1);
     }
     std::optional<Settings> parsed;
     if (!text.empty()) {
-        parsed = Settings::from_environment([&](const char* name) -> std::optional<std::string> {
-            const auto found = variables.find(name);
+        parsed = Settings::from_environment([&](const char* variable) -> std::optional<std::string> {
+            const auto found = variables.find(variable);
             if (found == variables.end()) return std::nullopt;
             return found->second;
         });

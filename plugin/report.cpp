@@ -30,6 +30,29 @@ double bits_at_full_length(const KvEntry& entry, const HeadShape& shape, const S
     return (16.0 * (hot + sinks) + cold_bits * (cells - hot)) / cells;
 }
 
+// "q4", or with other formats in some layers "q8 x 2 + q4 x 30".
+std::string formats_of(const std::vector<std::unique_ptr<KvEntry>>& entries, KvRole role) {
+    std::vector<std::pair<std::string_view, int>> counts;
+    for (const auto& entry : entries) {
+        if (entry->role != role || entry->tensor == nullptr) continue;
+        const std::string_view name = format_name(entry->tensor->config().format);
+        const auto found =
+            std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == name; });
+        if (found == counts.end()) {
+            counts.emplace_back(name, 1);
+        } else {
+            ++found->second;
+        }
+    }
+    std::string text;
+    for (const auto& [name, count] : counts) {
+        if (!text.empty()) text += " + ";
+        text += name;
+        if (counts.size() > 1) text += " x " + std::to_string(count);
+    }
+    return text;
+}
+
 void copy_text(char* out, std::size_t size, std::string_view text) {
     const std::size_t n = std::min(text.size(), size - 1);
     std::memcpy(out, text.data(), n);
@@ -203,10 +226,9 @@ std::string KvBuffer::describe() const {
                   "per sequence "
                   "in FP16, K %s, V %s, %.2f bits per value at full length, %.1f MiB (F16: %.1f MiB)",
                   static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed, entries_.size(),
-                  rest.c_str(), settings_.window, settings_.sinks,
-                  std::string(format_name(settings_.key_format)).c_str(),
-                  std::string(format_name(settings_.value_format)).c_str(),
-                  f16_bytes > 0 ? 16.0 * bytes / f16_bytes : 0.0, mib(bytes), mib(f16_bytes));
+                  rest.c_str(), settings_.window, settings_.sinks, formats_of(entries_, KvRole::key).c_str(),
+                  formats_of(entries_, KvRole::value).c_str(), f16_bytes > 0 ? 16.0 * bytes / f16_bytes : 0.0,
+                  mib(bytes), mib(f16_bytes));
     return line;
 }
 
@@ -228,6 +250,15 @@ bool KvBuffer::announce(bool force) {
     pin_reasons_.insert(pin_reasons_.end(), said.begin(), said.end());
     const auto stays_mixed = [](const auto& e) { return e->mixed() && e->expected_pin.empty(); };
     if (std::any_of(entries_.begin(), entries_.end(), stays_mixed)) Report::instance().say(false, describe());
+    for (const LayerRule& rule : settings_.layers) {
+        // No refusal: the draft model of a pair has fewer layers and reads the same setting.
+        const int beyond = std::max(rule.first, rule.last);
+        const int before = std::min(rule.first, rule.last);
+        if (beyond < n_layers_ && before >= -n_layers_) continue;
+        Report::instance().say(true, "GGML_MIXED_KV_LAYERS names layer " +
+                                         std::to_string(beyond < n_layers_ ? before : beyond) +
+                                         ", and this cache has " + std::to_string(n_layers_));
+    }
     if (settings_.verbose >= 2) {
         for (const auto& entry : entries_) {
             const mixed_kv_tensor_info info = describe_entry(*entry);

@@ -14,17 +14,29 @@ namespace mixed_kv {
 
 namespace {
 
-constexpr std::string_view kPrefix = "GGML_MIXED_KV_";
+constexpr std::string_view kPrefix = "GGML_MIXED_KV";
+constexpr const char* kPreset = "GGML_MIXED_KV";
 constexpr const char* kWindow = "GGML_MIXED_KV_WINDOW";
 constexpr const char* kSinks = "GGML_MIXED_KV_SINKS";
 constexpr const char* kKey = "GGML_MIXED_KV_K";
 constexpr const char* kValue = "GGML_MIXED_KV_V";
+constexpr const char* kLayers = "GGML_MIXED_KV_LAYERS";
+constexpr const char* kBits = "GGML_MIXED_KV_BITS";
+constexpr const char* kCalibration = "GGML_MIXED_KV_CALIBRATION";
 constexpr const char* kVerbose = "GGML_MIXED_KV_VERBOSE";
-constexpr std::array kKnown = {kWindow, kSinks, kKey, kValue, kVerbose};
+constexpr std::array kKnown = {kPreset, kWindow, kSinks,       kKey,    kValue,
+                               kLayers, kBits,   kCalibration, kVerbose};
+
+// docs/quality.md has the figures; the first is the default.
+constexpr Preset kPresets[] = {
+    {"balanced", 64, 4, "q4", "q4"},
+    {"quality", 128, 4, "q6", "q6"},
+    {"small", 32, 4, "q3", "q3"},
+};
 
 constexpr int kLargestWindow = 1 << 20;
 constexpr int kLargestSinks = 1 << 16;
-constexpr const char* kDefaultFormat = "q4";
+constexpr double kLargestBits = 16;
 
 // NAME='value', on one line whatever the value is.
 std::string quoted(std::string_view name, std::string_view value) {
@@ -47,6 +59,61 @@ int integer(const char* name, const std::string& text, int largest) {
     return value;
 }
 
+const ColdFormat* parse_format(const char* name, const std::string& text) {
+    if (text == "f16") return nullptr;
+    const ColdFormat* found = find_cold_format(text);
+    if (found == nullptr) refuse(name, text, "one of these is accepted: " + format_names());
+    return found;
+}
+
+const Preset& parse_preset(const std::string& text) {
+    std::string names;
+    for (const Preset& candidate : kPresets) {
+        if (candidate.name == text) return candidate;
+        names += ' ';
+        names += candidate.name;
+    }
+    refuse(kPreset, text, "one of these is accepted:" + names);
+}
+
+double parse_bits(const std::string& text) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc{} || end != text.data() + text.size() || !(value > 0 && value <= kLargestBits)) {
+        refuse(kBits, text, "bits per value, above 0 and up to 16, are accepted");
+    }
+    return value;
+}
+
+// Formats by layer within a budget; null without one.
+std::shared_ptr<const BitAllocation> read_allocation(
+    const std::function<std::optional<std::string>(const char*)>& get) {
+    const auto budget = get(kBits);
+    const auto file = get(kCalibration);
+    if (!budget) {
+        if (file) refuse(kCalibration, *file, std::string("it is accepted together with ") + kBits);
+        return nullptr;
+    }
+    const double value = parse_bits(*budget);
+    for (const char* other : {kKey, kValue}) {
+        if (get(other)) refuse(kBits, *budget, std::string("it is accepted without ") + other);
+    }
+    if (!file) {
+        refuse(kBits, *budget,
+               std::string("it is accepted together with ") + kCalibration +
+                   "=FILE, which mixed-kv-eval --calibrate MODEL writes");
+    }
+    try {
+        return std::make_shared<const BitAllocation>(Calibration::read(*file), value);
+    } catch (const Error& error) {
+        refuse(kBits, *budget, std::string("no choice of formats is accepted: ") + error.what());
+    }
+}
+
+}  // namespace
+
+std::span<const Preset> presets() noexcept { return kPresets; }
+
 std::string format_names() {
     std::string names = "f16";
     for (const ColdFormat& format : cold_formats()) {
@@ -56,25 +123,29 @@ std::string format_names() {
     return names;
 }
 
-const ColdFormat* format(const char* name, const std::string& text) {
-    if (text == "f16") return nullptr;
-    const ColdFormat* found = find_cold_format(text);
-    if (found == nullptr) refuse(name, text, "one of these is accepted: " + format_names());
-    return found;
-}
-
-}  // namespace
-
 std::string_view format_name(const ColdFormat* format) noexcept {
     return format == nullptr ? "f16" : format->name;
 }
 
 Settings Settings::from_environment(const std::function<std::optional<std::string>(const char*)>& get) {
     Settings settings;
+    const Preset& base = parse_preset(get(kPreset).value_or(std::string(kPresets[0].name)));
+    settings.preset = base.name;
+    settings.window = base.window;
+    settings.sinks = base.sinks;
     if (const auto text = get(kWindow)) settings.window = integer(kWindow, *text, kLargestWindow);
     if (const auto text = get(kSinks)) settings.sinks = integer(kSinks, *text, kLargestSinks);
-    settings.key_format = format(kKey, get(kKey).value_or(kDefaultFormat));
-    settings.value_format = format(kValue, get(kValue).value_or(kDefaultFormat));
+    settings.key_format = parse_format(kKey, get(kKey).value_or(std::string(base.key_format)));
+    settings.value_format = parse_format(kValue, get(kValue).value_or(std::string(base.value_format)));
+    if (const auto text = get(kLayers)) {
+        try {
+            settings.layers = parse_layer_rules(*text);
+        } catch (const Error& error) {
+            refuse(kLayers, *text,
+                   std::string(error.what()) + "; a list such as 0-1,-2--1:q8 or 3:q6/q5 is accepted");
+        }
+    }
+    settings.allocation = read_allocation(get);
     if (const auto text = get(kVerbose)) settings.verbose = integer(kVerbose, *text, 2);
     return settings;
 }

@@ -98,6 +98,17 @@ TEST(Run, AnOptionBeatsTheEnvironment) {
     EXPECT_NE(report.find("V f16"), std::string::npos) << report;
 }
 
+TEST(Run, LayersHaveFormatsOfTheirOwn) {
+    const CommandResult result = run_tool(
+        "mixed-kv-run", arguments_with({"-p", "a", "-n", "1", "--kv-k", "q4", "--kv-layers", "-1:q8/-"}));
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    EXPECT_NE(result.err.find(" + q8 x 1, V q4,"), std::string::npos) << result.err;
+    const std::vector<std::string> ends = {"-p", long_prompt(kWords), "--kv-layers", "0,-1:q2"};
+    EXPECT_LT(run_json(ends)["bits_per_value"], run_json({"-p", long_prompt(kWords)})["bits_per_value"]);
+    EXPECT_LT(run_json({"-p", long_prompt(kWords), "--kv-preset", "small"})["bits_per_value"],
+              run_json({"-p", long_prompt(kWords), "--kv-preset", "quality"})["bits_per_value"]);
+}
+
 TEST(Run, WiderFormatsTakeMoreMemory) {
     const auto bytes = [](const char* format) {
         return run_json({"-p", long_prompt(kWords), "--kv-k", format, "--kv-v", format})["kv_bytes"]

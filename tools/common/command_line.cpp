@@ -36,22 +36,39 @@ std::optional<int> parse_command_line(CLI::App& app, int argc, char** argv,
 
 void CacheOptions::add_to(CLI::App& app) {
     constexpr const char* kGroup = "Mixed KV cache";
+    std::string names;
+    for (const Preset& preset : presets()) {
+        names += names.empty() ? "" : " ";
+        names += preset.name;
+    }
+    app.add_option("--kv-preset", preset_,
+                   "What the options below are without being given: " + names + " (GGML_MIXED_KV)")
+        ->type_name("NAME")
+        ->group(kGroup);
     app.add_option("--kv-window", window_, "Newest rows of each sequence kept in FP16 (GGML_MIXED_KV_WINDOW)")
         ->type_name("ROWS")
         ->group(kGroup);
     app.add_option("--kv-sinks", sinks_, "First rows of each sequence kept in FP16 (GGML_MIXED_KV_SINKS)")
         ->type_name("ROWS")
         ->group(kGroup);
-    std::string formats = "f16";
-    for (const ColdFormat& format : cold_formats()) {
-        formats += ' ';
-        formats += format.name;
-    }
-    app.add_option("--kv-k", key_format_, "Format of older K rows: " + formats + " (GGML_MIXED_KV_K)")
+    app.add_option("--kv-k", key_format_, "Format of older K rows: " + format_names() + " (GGML_MIXED_KV_K)")
         ->type_name("FORMAT")
         ->group(kGroup);
     app.add_option("--kv-v", value_format_, "Format of older V rows (GGML_MIXED_KV_V)")
         ->type_name("FORMAT")
+        ->group(kGroup);
+    app.add_option("--kv-layers", layers_,
+                   "Other formats for some layers, such as 0-1,-2--1:q8 (GGML_MIXED_KV_LAYERS)")
+        ->type_name("RULES")
+        ->group(kGroup);
+    app.add_option("--kv-bits", bits_,
+                   "Formats by layer within this many bits per value; needs --kv-calibration "
+                   "(GGML_MIXED_KV_BITS)")
+        ->type_name("NUMBER")
+        ->group(kGroup);
+    app.add_option("--kv-calibration", calibration_,
+                   "What mixed-kv-eval --calibrate found about the model (GGML_MIXED_KV_CALIBRATION)")
+        ->type_name("FILE")
         ->group(kGroup);
 }
 
@@ -61,10 +78,14 @@ void CacheOptions::export_and_check() const {
             setenv(variable, value->c_str(), 1);
         }
     };
+    set("GGML_MIXED_KV", preset_);
     set("GGML_MIXED_KV_WINDOW", window_);
     set("GGML_MIXED_KV_SINKS", sinks_);
     set("GGML_MIXED_KV_K", key_format_);
     set("GGML_MIXED_KV_V", value_format_);
+    set("GGML_MIXED_KV_LAYERS", layers_);
+    set("GGML_MIXED_KV_BITS", bits_);
+    set("GGML_MIXED_KV_CALIBRATION", calibration_);
     (void)Settings::from_environment();
 }
 

@@ -29,7 +29,7 @@ struct Alias {
 std::optional<int> parse_command_line(CLI::App& app, int argc, char** argv,
                                       const std::vector<Alias>& aliases);
 
-// The settings of the cache as options: --kv-window, --kv-sinks, --kv-k, --kv-v. They become the environment
+// The settings of the cache as options: --kv-preset, --kv-window, --kv-k, .... They become the environment
 // variables that the plugin reads, so an option beats a variable that is set already.
 class CacheOptions {
   public:
@@ -39,7 +39,8 @@ class CacheOptions {
     void export_and_check() const;
 
   private:
-    std::optional<std::string> window_, sinks_, key_format_, value_format_;
+    std::optional<std::string> preset_, window_, sinks_, key_format_, value_format_, layers_, bits_,
+        calibration_;
 };
 
 // Runs a tool's body. Exceptions become one line "<tool>: error: ..." on stderr and an exit status.

@@ -55,9 +55,14 @@ trace::TraceEstimate estimate_trace(const llama_model* model, const MonitorArgum
         const Settings settings = Settings::from_environment();
         // What was just written stays exact as well, and so does the page around the window's edge.
         e.hot_rows = settings.window + settings.sinks + n_ubatch + kPageTokens;
-        e.cold_bytes_per_value = (cold_bytes(settings.key_format, KvRole::key, e.head_dim_k) +
-                                  cold_bytes(settings.value_format, KvRole::value, e.head_dim_v)) /
-                                 2;
+        const int n_layers = llama_model_n_layer(model);
+        const int first = arguments.layer >= 0 ? arguments.layer : 0;
+        double sum = 0;
+        for (int layer = first; layer < first + e.n_layers; ++layer) {
+            sum += cold_bytes(settings.format(KvRole::key, layer, n_layers), KvRole::key, e.head_dim_k) +
+                   cold_bytes(settings.format(KvRole::value, layer, n_layers), KvRole::value, e.head_dim_v);
+        }
+        e.cold_bytes_per_value = sum / (2.0 * double(e.n_layers));
     }
     return e;
 }

@@ -198,13 +198,17 @@ void examine_settings(Diagnosis& diagnosis) {
     const auto add = [&](const char* name, const std::string& value) {
         const std::optional<std::string> given = environment(name);
         const std::string shown = given && !understood ? *given : value;
-        finding.lines.push_back(fmt::format("{:<22}{:<8}{}", name, shown, given ? "set" : "default"));
+        finding.lines.push_back(fmt::format("{:<26}{:<9} {}", name, shown, given ? "set" : "default"));
         finding.facts[name] = {{"value", shown}, {"set", given.has_value()}};
     };
+    add("GGML_MIXED_KV", settings.preset);
     add("GGML_MIXED_KV_WINDOW", std::to_string(settings.window));
     add("GGML_MIXED_KV_SINKS", std::to_string(settings.sinks));
     add("GGML_MIXED_KV_K", std::string(format_name(settings.key_format)));
     add("GGML_MIXED_KV_V", std::string(format_name(settings.value_format)));
+    for (const char* name : {"GGML_MIXED_KV_LAYERS", "GGML_MIXED_KV_BITS", "GGML_MIXED_KV_CALIBRATION"}) {
+        add(name, environment(name).value_or("-"));
+    }
     add("GGML_MIXED_KV_VERBOSE", std::to_string(settings.verbose));
     diagnosis.findings.push_back(std::move(finding));
 }

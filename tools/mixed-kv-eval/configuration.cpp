@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "common/command_line.h"
@@ -12,12 +13,6 @@ namespace mixed_kv::tools {
 namespace {
 
 constexpr const char* kExact = "k=f16,v=f16";
-
-std::string default_settings() {
-    const Settings s = Settings::from_environment([](const char*) { return std::nullopt; });
-    return fmt::format("window={},sinks={},k={},v={}", s.window, s.sinks, format_name(s.key_format),
-                       format_name(s.value_format));
-}
 
 }  // namespace
 
@@ -42,43 +37,46 @@ Configuration parse_configuration(const std::string& name) {
         c.host_type = *found;
         return c;
     }
-    if (name == "mixed:balanced" || name == "mixed") {
-        c.settings = default_settings();
-        return c;
-    }
-    if (name.rfind("mixed:", 0) == 0) {
-        c.settings = name.substr(6);
+    if (name == "mixed" || name.rfind("mixed:", 0) == 0) {
+        // The plugin checks the rest; a word without a value is a preset.
+        const std::string rest = name == "mixed" ? std::string(presets().front().name) : name.substr(6);
+        const bool is_preset = rest.substr(0, rest.find(',')).find('=') == std::string::npos;
+        c.settings = (is_preset ? "preset=" : "") + rest;
         return c;
     }
     throw UsageError(
-        fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:balanced or "
-                    "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N",
+        fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:PRESET or "
+                    "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N,layers=RULES",
                     name));
 }
 
 std::vector<Configuration> parse_configurations(const std::string& list) {
     std::vector<std::string> names;
     std::string item;
-    const auto take = [&] {
+    bool after_comma = false;
+    const auto take = [&](char separator) {
         if (item.empty()) return;
-        const bool continues = !names.empty() && names.back().rfind("mixed:", 0) == 0 &&
-                               item.find('=') != std::string::npos && item.find(':') == std::string::npos;
+        // A setting (window=64) or, after layers=, a layer's number.
+        const auto begins = [&](const char* with) { return item.rfind(with, 0) == 0; };
+        const bool continues = after_comma && !names.empty() && names.back().rfind("mixed:", 0) == 0 &&
+                               item != "f16" && !begins("f16:") && !begins("host:") && item != "mixed" &&
+                               !begins("mixed:");
         if (continues) {
             names.back() += ',' + item;
         } else {
             names.push_back(item);
         }
         item.clear();
+        after_comma = separator == ',';
     };
     for (const char c : list) {
         if (c == ',' || c == ';' || c == ' ') {
-            take();
-            // Only a comma continues a configuration.
+            take(c);
         } else {
             item += c;
         }
     }
-    take();
+    take(' ');
     std::vector<Configuration> result;
     for (const std::string& name : names) result.push_back(parse_configuration(name));
     if (result.empty()) throw UsageError("--configs names no configuration");
@@ -111,26 +109,30 @@ EvaluatedCache::EvaluatedCache(const Configuration& configuration, const Plugin&
     plugin.api().configure("", error, sizeof error);
 }
 
+std::vector<mixed_kv_tensor_info> EvaluatedCache::tensors() const {
+    const auto all = plugin_.tensors();
+    const std::size_t first = std::min(first_tensor_, all.size());
+    const std::size_t last = std::min(first + n_tensors_, all.size());
+    return {all.begin() + std::ptrdiff_t(first), all.begin() + std::ptrdiff_t(last)};
+}
+
 double EvaluatedCache::kv_bytes() const {
     if (!ours_) {
         const double rows = double(llama_memory_seq_pos_max(context_->memory(), 0) + 1);
         return rows * host_values_per_row_ * host_bits_ / 8.0;
     }
-    const auto tensors = plugin_.tensors();
     double bytes = 0;
-    for (std::size_t i = first_tensor_; i < first_tensor_ + n_tensors_ && i < tensors.size(); ++i) {
-        bytes += double(tensors[i].hot_bytes + tensors[i].cold_bytes + tensors[i].overlay_bytes +
-                        tensors[i].pinned_bytes);
+    for (const mixed_kv_tensor_info& t : tensors()) {
+        bytes += double(t.hot_bytes + t.cold_bytes + t.overlay_bytes + t.pinned_bytes);
     }
     return bytes;
 }
 
 double EvaluatedCache::bits_per_value() const {
     if (!ours_) return host_bits_;
-    const auto tensors = plugin_.tensors();
     double values = 0;
-    for (std::size_t i = first_tensor_; i < first_tensor_ + n_tensors_ && i < tensors.size(); ++i) {
-        values += double(tensors[i].rows_written) * double(tensors[i].n_head) * double(tensors[i].head_dim);
+    for (const mixed_kv_tensor_info& t : tensors()) {
+        values += double(t.rows_written) * double(t.n_head) * double(t.head_dim);
     }
     return values == 0 ? 0 : 8.0 * kv_bytes() / values;
 }

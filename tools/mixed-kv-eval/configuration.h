@@ -12,8 +12,10 @@ namespace mixed_kv::tools {
 // One cache to evaluate. Names:
 //   f16                                    our storage, everything exact, float32 accumulation: the reference
 //   host:TYPE[:norot]                      llama.cpp's own cache; norot: LLAMA_ATTN_ROT_DISABLE=1
-//   mixed:balanced                         our defaults
-//   mixed:k=q4,v=q4,window=128,sinks=8     our cache; what is not named takes its default
+//   mixed:balanced                         a preset
+//   mixed:small,window=128                 a preset with settings changed
+//   mixed:k=q4,v=q4,window=128,sinks=8     our cache; what is not named is the default preset's
+//   mixed:k=q4,layers=0,-1:q8/q5           layers with formats of their own (docs/settings.md)
 struct Configuration {
     std::string name;
     CacheOwner owner = CacheOwner::plugin;
@@ -26,7 +28,7 @@ struct Configuration {
 Configuration parse_configuration(const std::string& name);
 
 // Splits a list at semicolons and spaces; commas separate configurations too, except inside "mixed:...",
-// where name=value pairs continue the configuration.
+// where anything that does not begin a configuration continues it.
 std::vector<Configuration> parse_configurations(const std::string& list);
 
 // A context with the cache of a configuration, and what that cache holds.
@@ -38,6 +40,8 @@ class EvaluatedCache {
 
     Context& context() { return *context_; }
     const std::string& name() const { return name_; }
+    // What our cache consists of; empty for the host's.
+    std::vector<mixed_kv_tensor_info> tensors() const;
     // Stored bits per value of the live rows now, everything included; host caches: their type's.
     double bits_per_value() const;
     // Bytes of storage of the live rows now.
