@@ -58,6 +58,16 @@ const char* Report::cache() const {
     return mixed ? "mixed" : "standard";
 }
 
+size_t Report::n_records(trace::CacheKind cache) const {
+    return size_t(std::count_if(records.begin(), records.end(),
+                                [cache](const Entry& e) { return e.check.cache == cache; }));
+}
+
+size_t Report::n_failed(trace::CacheKind cache) const {
+    return size_t(std::count_if(records.begin(), records.end(),
+                                [cache](const Entry& e) { return e.check.cache == cache && !e.check.pass; }));
+}
+
 size_t Report::n_steps() const {
     std::set<int32_t> steps;
     for (const Entry& entry : records) steps.insert(entry.check.step);
@@ -89,6 +99,10 @@ nlohmann::ordered_json to_json(const Report& report) {
                                    {"tolerance", report.tolerance},
                                    {"references", report.references},
                                    {"file", report.file},
+                                   {"mixed_records", report.n_records(trace::CacheKind::mixed)},
+                                   {"mixed_failed", report.n_failed(trace::CacheKind::mixed)},
+                                   {"standard_records", report.n_records(trace::CacheKind::standard)},
+                                   {"standard_failed", report.n_failed(trace::CacheKind::standard)},
                                    {"records", nlohmann::ordered_json::array()}};
     for (const Report::Entry& entry : report.records) {
         const RecordCheck& check = entry.check;

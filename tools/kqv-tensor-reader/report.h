@@ -22,6 +22,10 @@ struct Report {
     bool pass() const;
     // "mixed" if any record is, else "standard".
     const char* cache() const;
+    // Records of this kind of cache, and how many of them are out of tolerance. A run with a mixed cache can
+    // hold standard records: attention that the host computed with its own kernel on a copy of the cache.
+    size_t n_records(trace::CacheKind cache) const;
+    size_t n_failed(trace::CacheKind cache) const;
     // Distinct steps and layers.
     size_t n_steps() const;
     size_t n_layers() const;

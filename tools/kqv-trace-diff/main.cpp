@@ -3,12 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <stdexcept>
 
 #include "kqv-tensor-reader/trace_values.h"
 #include "kqv-trace-diff/compare.h"
@@ -185,6 +188,9 @@ int main(int argc, char** argv) {
             print_json(result, arguments);
         } else {
             print_text(result, arguments);
+        }
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+            throw std::runtime_error(std::string("cannot write to standard output: ") + std::strerror(errno));
         }
         return result.within ? kExitEqual : kExitDifferent;
     } catch (const std::exception& error) {
