@@ -1,6 +1,7 @@
-# Cross build for 64-bit Arm on Debian or Ubuntu, run under qemu:
-#   apt-get install g++-aarch64-linux-gnu qemu-user
-#   cmake -B build-aarch64 --toolchain cmake/toolchain-aarch64.cmake -DMIXED_KV_BUILD_PLUGIN=OFF
+# Cross build for 64-bit Arm on Debian or Ubuntu, run under qemu. scripts/test-arm64.sh does all of it; the core alone,
+# without any llama.cpp:
+#   apt-get install g++-aarch64-linux-gnu qemu-user googletest
+#   cmake -B build-arm64 -G Ninja --toolchain cmake/toolchain-aarch64.cmake -DMIXED_KV_BUILD_PLUGIN=OFF
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh          all of it
 #   scripts/setup.sh build    what the plugin and the tools need, without the tests' packages
+#   scripts/setup.sh arm64    that, and what scripts/test-arm64.sh needs
 #
 # Can be run again at any time; what is in place already costs about a second. What was done is logged in
 # .deps/setup.log. MIXED_KV_SKIP_APT=1 leaves Debian packages alone (other systems, no root).
@@ -21,8 +22,9 @@ fail() {
 
 case "${1:-test}" in
     build) groups="build" ;;
+    arm64) groups="build arm64" ;;
     test) groups="build test" ;;
-    *) fail "unknown argument '$1': expected nothing or 'build'" ;;
+    *) fail "unknown argument '$1': expected nothing, 'build' or 'arm64'" ;;
 esac
 
 [ "$(uname -s)" = Linux ] || fail "needs Linux, this is $(uname -s)"
@@ -88,7 +90,7 @@ bundle=node_modules/node-llama-cpp/llama/gitRelease.bundle
 # that npm has as a package.
 omit="--omit=optional"
 node_major=$(node -p 'process.versions.node.split(".")[0]')
-if [ "$node_major" -ge 20 ] || [ "$groups" = build ]; then
+if [ "$node_major" -ge 20 ] || [[ "$groups" != *test* ]]; then
     omit="$omit --omit=dev"
 fi
 
