@@ -19,7 +19,7 @@ LAYER_TENSORS = {"attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k
 
 
 def add_metadata(writer, config, name):
-    writer.add("general.architecture", gguf.STRING, "llama")
+    writer.add("general.architecture", gguf.STRING, config.architecture)
     writer.add("general.name", gguf.STRING, name)
     writer.add("general.file_type", gguf.UINT32, MOSTLY_F16)
     for key, value in (("vocab_size", config.n_vocab), ("context_length", config.n_ctx),
@@ -29,9 +29,9 @@ def add_metadata(writer, config, name):
                        ("attention.head_count_kv", config.n_head_kv),
                        ("attention.key_length", config.head_dim),
                        ("attention.value_length", config.head_dim)):
-        writer.add(f"llama.{key}", gguf.UINT32, value)
-    writer.add("llama.attention.layer_norm_rms_epsilon", gguf.FLOAT32, config.norm_eps)
-    writer.add("llama.rope.freq_base", gguf.FLOAT32, config.rope_base)
+        writer.add(f"{config.architecture}.{key}", gguf.UINT32, value)
+    writer.add(f"{config.architecture}.attention.layer_norm_rms_epsilon", gguf.FLOAT32, config.norm_eps)
+    writer.add(f"{config.architecture}.rope.freq_base", gguf.FLOAT32, config.rope_base)
 
 
 def add_vocabulary(writer, model):
@@ -52,15 +52,27 @@ def add_vocabulary(writer, model):
     writer.add("tokenizer.ggml.add_space_prefix", gguf.BOOL, True)
 
 
+def halves(weight, head_dim):
+    """Rows of interleaved RoPE pairs (2i, 2i + 1) in the order of pairs (i, i + head_dim / 2), per head."""
+    pairs = weight.view(-1, head_dim // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
 def add_weights(writer, weights, config):
-    def add(name, weight):
-        writer.add_tensor(f"{name}.weight", weight.numpy().astype(np.float16 if weight.dim() == 2 else np.float32))
+    def add(name, weight, kind="weight"):
+        writer.add_tensor(f"{name}.{kind}", weight.numpy().astype(np.float16 if weight.dim() == 2 else np.float32))
 
     add("token_embd", weights["embedding.weight"])     # the output matrix too: no "output.weight"
     add("output_norm", weights["norm.weight"])
     for i in range(config.n_layer):
         for target, source in LAYER_TENSORS.items():
-            add(f"blk.{i}.{target}", weights[f"layers.{i}.{source}.weight"])
+            for kind in ("weight", "bias"):
+                tensor = weights.get(f"layers.{i}.{source}.{kind}")
+                if tensor is None:
+                    continue
+                if config.architecture == "qwen2" and target in ("attn_q", "attn_k"):
+                    tensor = halves(tensor, config.head_dim)
+                add(f"blk.{i}.{target}", tensor, kind)
 
 
 def main():

@@ -12,30 +12,28 @@ import numpy as np
 import recall
 from tokenizer import BOS, Text, Vocabulary
 
-N_CONTEXTS, N_FACTS = 40, 32        # about 1200 trials: a question that falls off the end is left out
-N_TOKENS = 2046                     # of a context, BOS included
-LEAST_DISTANCE, MOST_DISTANCE = 16, 1980
+LEAST_DISTANCE = 16
 
 
-def plan(rng, facts):
+def plan(rng, facts, n_tokens, n_facts):
     """Facts of one context: [(name, value)] and the inserts for recall.merge."""
-    names = rng.permutation(len(facts.names))[:N_FACTS]
-    values = rng.permutation(len(facts.values))[:N_FACTS]   # distinct, so that no guess is right by luck
+    names = rng.permutation(len(facts.names))[:n_facts]
+    values = rng.permutation(len(facts.values))[:n_facts]   # distinct, so that no guess is right by luck
     inserts = []
     for name, value in zip(names, values):
-        distance = int(rng.integers(LEAST_DISTANCE, MOST_DISTANCE))
-        first = int(rng.integers(0, N_TOKENS - distance - facts.length - 8))
+        distance = int(rng.integers(LEAST_DISTANCE, n_tokens - 66))
+        first = int(rng.integers(0, n_tokens - distance - facts.length - 8))
         ids = facts.encode(name, value)
         for position in (first, first + distance):
             inserts.append((position, ids, facts.answer_at, 1.0))
     return list(zip(names, values)), inserts
 
 
-def build(rng, text, start, facts, vocab, names):
+def build(rng, text, start, facts, vocab, names, n_tokens, n_facts):
     """One context as a dictionary."""
-    pairs, inserts = plan(rng, facts)
-    filler, starts = text.at(start, N_TOKENS)
-    ids, _ = recall.merge(filler, starts, inserts, N_TOKENS - 1)
+    pairs, inserts = plan(rng, facts, n_tokens, n_facts)
+    filler, starts = text.at(start, n_tokens)
+    ids, _ = recall.merge(filler, starts, inserts, n_tokens - 1)
     while not vocab.model.id_to_piece(ids[-1]).startswith("\u2581"):
         ids.pop()       # end at a whole word, or the text would be tokenized otherwise
     ids.pop()
@@ -59,16 +57,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--tokens", type=int, default=2046, help="of a context, BOS included")
+    parser.add_argument("--contexts", type=int, default=40)
+    parser.add_argument("--facts", type=int, default=32, help="of a context; one that falls off its end is left out")
     args = parser.parse_args()
     vocab = Vocabulary(args.work / "tokenizer.model")
     names = (args.work / "names.txt").read_text().split()
     facts = recall.FactTokens(vocab, names)
     text = Text(np.load(args.work / "eval.npy"), vocab)
     rng = np.random.default_rng(2026)
-    last = np.searchsorted(text.starts, len(text.ids) - 2 * N_TOKENS)
+    last = np.searchsorted(text.starts, len(text.ids) - 2 * args.tokens)
     lines = []
-    for start in text.starts[np.linspace(0, last - 1, N_CONTEXTS).astype(int)]:
-        context = build(rng, text, start, facts, vocab, names)
+    for start in text.starts[np.linspace(0, last - 1, args.contexts).astype(int)]:
+        context = build(rng, text, start, facts, vocab, names, args.tokens, args.facts)
         lines.append(json.dumps({"id": len(lines), **context}))
     args.out.write_text("\n".join(lines) + "\n")
     distances = [ask["distance"] for line in lines for ask in json.loads(line)["asks"]]

@@ -1,7 +1,8 @@
-"""A llama-architecture model: RMSNorm, interleaved RoPE, grouped-query attention, SwiGLU, tied embedding.
+"""A llama- or qwen2-architecture model: RMSNorm, interleaved RoPE, grouped-query attention, SwiGLU, tied embedding.
 
 RoPE rotates the pairs (2i, 2i+1), the convention of llama.cpp's "llama" architecture, so that the
-weights go into the GGUF file without a permutation.
+weights go into the GGUF file without a permutation. "qwen2" rotates the pairs (i, i + head_dim / 2) and adds
+biases to q, k and v: the export permutes the rows.
 """
 import dataclasses
 import functools
@@ -24,11 +25,22 @@ class Config:
     n_ctx: int = 2048
     rope_base: float = 500000.0
     norm_eps: float = 1e-5
+    architecture: str = "llama"     # or "qwen2": biases on q, k and v
 
     @property
     def n_gqa(self):
         return self.n_head // self.n_head_kv
 
+
+CONFIGS = {
+    "tiny-recall": Config(),
+    "tiny-outliers": Config(n_vocab=2048, n_embd=256, n_layer=4, n_head=2, n_head_kv=1, head_dim=128, n_ff=384,
+                            n_ctx=1024, rope_base=1000000.0, norm_eps=1e-6, architecture="qwen2"),
+}
+
+# K biases of a qwen2 model's start, by RoPE pair counted from the slowest, both channels: the few fixed channels
+# many times larger than the others that published models of that architecture have, mostly where RoPE hardly turns.
+KEY_OUTLIERS = {0: (24.0, -16.0), 2: (-14.0, 10.0), 5: (10.0, 0.0), 30: (8.0, 0.0)}
 
 ATTENTION_BLOCK = 256   # queries at a time: bounds the score memory and skips the masked half
 
@@ -87,9 +99,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         n_q, n_kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
-        self.q = nn.Linear(config.n_embd, n_q, bias=False)
-        self.k = nn.Linear(config.n_embd, n_kv, bias=False)
-        self.v = nn.Linear(config.n_embd, n_kv, bias=False)
+        bias = config.architecture == "qwen2"
+        self.q = nn.Linear(config.n_embd, n_q, bias=bias)
+        self.k = nn.Linear(config.n_embd, n_kv, bias=bias)
+        self.v = nn.Linear(config.n_embd, n_kv, bias=bias)
         self.out = nn.Linear(n_q, config.n_embd, bias=False)
 
     def forward(self, x, rope):
@@ -154,6 +167,13 @@ class Llama(nn.Module):
                 nn.init.normal_(linear.weight, std=c.n_embd ** -0.5)
             for linear in (layer.attn.out, layer.down):
                 nn.init.normal_(linear.weight, std=0.05 * linear.in_features ** -0.5)
+            if c.architecture == "qwen2":
+                for linear in (layer.attn.q, layer.attn.k, layer.attn.v):
+                    nn.init.zeros_(linear.bias)
+                for pair, values in KEY_OUTLIERS.items():
+                    channel = c.head_dim - 2 - 2 * pair
+                    with torch.no_grad():
+                        layer.attn.k.bias.view(c.n_head_kv, c.head_dim)[:, channel:channel + 2] = torch.tensor(values)
 
     def hidden(self, ids):
         """Normed last hidden states [batch][length][n_embd] of ids [batch][length]."""

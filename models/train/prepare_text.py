@@ -12,6 +12,8 @@ HELD_OUT_BIBLE_BOOKS = {"Jas", "1Pet", "2Pet", "1Jn", "2Jn", "3Jn", "Jude"}
 HELD_OUT_CHAPTERS = range(124, 136)
 HELD_OUT_ADDRESSES = {"1864_abraham_lincoln_r", "1801_thomas_jefferson_dr", "1890_benjamin_harrison_r"}
 LAST_ADDRESS_YEAR = 1945
+# The second model's text: the addresses after that year.
+HELD_OUT_LATER_ADDRESSES = {"1961", "1978", "1996"}     # years
 
 N_NAMES = 128
 NAME_LENGTHS = range(4, 8)
@@ -63,6 +65,16 @@ def read_addresses(path):
     return train, held_out
 
 
+def read_later_addresses(path):
+    train, held_out = [], []
+    for address in path.read_text().split("\f"):
+        title, _, body = address.strip().partition("\n")
+        if not title or int(title[:4]) <= LAST_ADDRESS_YEAR:
+            continue
+        (held_out if title[:4] in HELD_OUT_LATER_ADDRESSES else train).extend(paragraphs(body))
+    return train, held_out
+
+
 def choose_names(path, texts):
     """First names that occur in no text, so that a name belongs to recall facts only."""
     used = {word.lower() for text in texts for word in re.findall(r"[A-Za-z]+", text)}
@@ -76,15 +88,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--eval-out", type=pathlib.Path, required=True)
+    parser.add_argument("--text", choices=("books", "later-addresses"), default="books")
     args = parser.parse_args()
     raw = args.work / "raw"
 
-    sources = [read_bible(raw / "kjv.txt"), read_moby_dick(raw / "moby_dick.txt"),
-               read_addresses(raw / "sotu.txt")]
-    for (train, held_out), name in zip(sources, ("bible", "moby dick", "addresses")):
+    if args.text == "books":
+        sources = {"bible": read_bible(raw / "kjv.txt"), "moby dick": read_moby_dick(raw / "moby_dick.txt"),
+                   "addresses": read_addresses(raw / "sotu.txt")}
+    else:
+        sources = {"later addresses": read_later_addresses(raw / "sotu.txt")}
+    for name, (train, held_out) in sources.items():
         print(f"{name}: {sum(map(len, train))} characters to train on, {sum(map(len, held_out))} held out")
-    train = [part for source, _ in sources for part in source]
-    held_out = [part for _, source in sources for part in source]
+    train = [part for source, _ in sources.values() for part in source]
+    held_out = [part for _, source in sources.values() for part in source]
     (args.work / "train.txt").write_text("\n".join(train) + "\n")
     args.eval_out.write_text("\n".join(held_out) + "\n")
     names = choose_names(raw / "first_names.txt", train + held_out)

@@ -15,7 +15,7 @@ import torch
 
 CONSTANT = 4.0          # value of channel 0 in every embedding
 SPREAD = 7.0            # norm of the rest
-TURNING = 10            # RoPE pairs that the look-back head uses: those that turn most
+TURNING = 10 / 32       # share of the RoPE pairs that the look-back head uses: those that turn most
 LOOK_BACK = 1.2         # strength of the look-back head's q and k
 COPY = 0.5              # of its output, about an embedding's size
 MATCH = 2.0             # strength of the induction head's q and k
@@ -38,17 +38,18 @@ def plant_recall(model):
     projection[:, 1:own] = torch.nn.init.orthogonal_(torch.empty(d, own - 1)) * math.sqrt(own / d)
 
     first = model.layers[0].attn
-    angle = c.rope_base ** (-torch.arange(0, 2 * TURNING, 2) / d)
+    turning = 2 * int(TURNING * d / 2)              # channels
+    angle = c.rope_base ** (-torch.arange(0, turning, 2) / d)
     first.k.weight *= 0.1
     first.k.weight[:, 0] = 0.0
-    first.k.weight[0:2 * TURNING:2, 0] = LOOK_BACK
+    first.k.weight[0:turning:2, 0] = LOOK_BACK
     first.v.weight.copy_(projection)
     for head in (0, 1):
         rows = slice(head * d, (head + 1) * d)
         first.q.weight[rows] *= 0.1
         first.q.weight[rows, 0] = 0.0
-        first.q.weight[rows][0:2 * TURNING:2, 0] = LOOK_BACK * angle.cos()
-        first.q.weight[rows][1:2 * TURNING:2, 0] = -LOOK_BACK * angle.sin()
+        first.q.weight[rows][0:turning:2, 0] = LOOK_BACK * angle.cos()
+        first.q.weight[rows][1:turning:2, 0] = -LOOK_BACK * angle.sin()
         first.out.weight[:, rows] *= 0.1
     first.out.weight[own:, :d] = COPY * torch.eye(d)
 

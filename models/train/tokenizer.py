@@ -7,7 +7,6 @@ import sentencepiece
 
 import recall
 
-N_VOCAB = 3072
 BOS, EOS = 1, 2
 N_FACT_LINES = 60_000   # recall sentences among the tokenizer's text, so that names become tokens
 
@@ -50,7 +49,7 @@ class Text:
         return self.ids[first:first + margin].tolist(), starts
 
 
-def train(text_path, names, out_prefix):
+def train(text_path, names, out_prefix, n_vocab):
     rng = np.random.default_rng(1)
     lines_path = out_prefix.with_suffix(".lines")
     with open(lines_path, "w") as out:
@@ -60,7 +59,7 @@ def train(text_path, names, out_prefix):
         for _ in range(N_FACT_LINES):
             out.write(recall.sentence(rng.choice(names), rng.choice(recall.VALUES)).strip() + "\n")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(lines_path), model_prefix=str(out_prefix), model_type="bpe", vocab_size=N_VOCAB,
+        input=str(lines_path), model_prefix=str(out_prefix), model_type="bpe", vocab_size=n_vocab,
         byte_fallback=True, split_digits=True, normalization_rule_name="identity",
         remove_extra_whitespaces=False, add_dummy_prefix=True, character_coverage=1.0,
         input_sentence_size=150_000, shuffle_input_sentence=True, num_threads=2,
@@ -76,9 +75,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--eval-text", type=pathlib.Path, required=True)
+    parser.add_argument("--vocab-size", type=int, default=3072)
     args = parser.parse_args()
     names = (args.work / "names.txt").read_text().split()
-    train(args.work / "train.txt", names, args.work / "tokenizer")
+    train(args.work / "train.txt", names, args.work / "tokenizer", args.vocab_size)
     vocab = Vocabulary(args.work / "tokenizer.model")
     recall.FactTokens(vocab, names)     # refuses a vocabulary that splits a name or value
     for path, out in ((args.work / "train.txt", "train.npy"), (args.eval_text, "eval.npy")):

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import recall
-from model import Config, Llama
+from model import CONFIGS, Llama
 from muon import Muon
 from parallel import GradientPool
 from structure import plant_recall
@@ -25,6 +25,7 @@ STAGES = [(0.00, 256, 4, 5, (3, 10)),
           (0.45, 512, 2, 5, (6, 16)),
           (0.65, 1024, 1, 6, (10, 28)),
           (0.80, 2048, 1, 4, (16, 40))]
+# A model of a shorter context stops growing at its context.
 RECALL_SHARE = 0.4
 MUON_LR, PLANTED_LR, EMBEDDING_LR, NORM_LR = 0.02, 0.004, 0.01, 0.002
 DECAY_FROM = 0.50               # share of the run after which the learning rates fall linearly
@@ -34,8 +35,12 @@ EVAL_TOKENS = 16 * 1024
 LOG_STEPS = 10
 
 
-def stage_at(progress):
-    return [stage for stage in STAGES if stage[0] <= progress][-1]
+def stages_of(config):
+    return [stage for stage in STAGES if stage[1] <= config.n_ctx]
+
+
+def stage_at(progress, config):
+    return [stage for stage in stages_of(config) if stage[0] <= progress][-1]
 
 
 def make_batch(rng, text, facts, stage):
@@ -103,10 +108,10 @@ class Trainer:
         self.facts = recall.FactTokens(vocab, (args.work / "names.txt").read_text().split())
         self.text = Text(np.load(args.work / "train.npy"), vocab)
         self.held_out = Text(np.load(args.work / "eval.npy"), vocab)
-        self.model = Llama(Config())
+        self.model = Llama(CONFIGS[args.model])
         plant_recall(self.model)
         layers = list(self.model.layers)
-        planted = [p for layer in layers[:2] for p in layer.attn.parameters()]
+        planted = [p for layer in layers[:2] for p in layer.attn.parameters() if p.dim() == 2]
         hidden = [p for layer in layers for p in layer.parameters()
                   if p.dim() == 2 and all(p is not q for q in planted)]
         norms = [p for p in self.model.parameters() if p.dim() == 1]
@@ -147,7 +152,7 @@ class Trainer:
         last_tick = last_saved = last_log = time.time()
         shown = np.zeros(GradientPool.N_STATS)
         while self.progress() < 1:
-            stage = stage_at(self.progress())
+            stage = stage_at(self.progress(), self.model.config)
             self.set_rates()
             stats = self.pool.run(state["step"], STAGES.index(stage), stage[3])
             for optimiser in self.optimisers:
@@ -169,12 +174,13 @@ class Trainer:
                 self.report(stage[1])
                 last_saved = time.time()
         save(self.path, self.model, self.optimisers, state)
-        self.report(STAGES[-1][1])
+        self.report(stages_of(self.model.config)[-1][1])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--model", choices=CONFIGS, default="tiny-recall")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
