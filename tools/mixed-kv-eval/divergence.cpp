@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 namespace mixed_kv::tools {
 
@@ -31,6 +32,35 @@ void Divergence::add(const std::vector<double>& reference, const std::vector<dou
     squared_delta_p_ += delta * delta;
     nll_ -= candidate[next];
     nll_reference_ -= reference[next];
+}
+
+void Divergence::append(const Divergence& other) {
+    kld_.insert(kld_.end(), other.kld_.begin(), other.kld_.end());
+    same_top_ += other.same_top_;
+    squared_delta_p_ += other.squared_delta_p_;
+    nll_ += other.nll_;
+    nll_reference_ += other.nll_reference_;
+}
+
+nlohmann::json Divergence::to_json() const {
+    // JSON has no infinity: null stands for it.
+    return {{"kld", kld_},
+            {"same_top", same_top_},
+            {"squared_delta_p", squared_delta_p_},
+            {"nll", nll_},
+            {"nll_reference", nll_reference_}};
+}
+
+Divergence Divergence::from_json(const nlohmann::json& json) {
+    Divergence d;
+    for (const nlohmann::json& kld : json.at("kld")) {
+        d.kld_.push_back(kld.is_null() ? std::numeric_limits<double>::infinity() : kld.get<double>());
+    }
+    d.same_top_ = json.at("same_top").get<std::size_t>();
+    d.squared_delta_p_ = json.at("squared_delta_p").get<double>();
+    d.nll_ = json.at("nll").get<double>();
+    d.nll_reference_ = json.at("nll_reference").get<double>();
+    return d;
 }
 
 Divergence::Summary Divergence::summary() const {

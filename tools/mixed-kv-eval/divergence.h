@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
 namespace mixed_kv::tools {
@@ -13,6 +14,8 @@ class Divergence {
   public:
     // One position: log-probabilities of reference and candidate, and the token that follows in the text.
     void add(const std::vector<double>& reference, const std::vector<double>& candidate, int next_token);
+    // The positions of another one, after these.
+    void append(const Divergence& other);
 
     struct Summary {
         std::size_t n = 0;
@@ -23,6 +26,10 @@ class Divergence {
         double ppl_reference = 0;
     };
     Summary summary() const;
+
+    // All of it, for files that a run is taken up from.
+    nlohmann::json to_json() const;
+    static Divergence from_json(const nlohmann::json& json);  // throws nlohmann's exceptions
 
   private:
     std::vector<double> kld_;

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
+
+#include "mixed-kv-eval/progress_file.h"
 
 namespace mixed_kv::tools {
 
@@ -26,14 +29,34 @@ void decode_all(llama_context* context, const llama_token* tokens, int n, int fi
     if (status != 0) throw std::runtime_error(fmt::format("llama_decode failed with status {}", status));
 }
 
-// One candidate beside the reference.
+// One candidate beside the reference. Its context exists while it has something to do.
 struct Candidate {
+    Configuration configuration;
     std::unique_ptr<EvaluatedCache> cache;
-    Divergence divergence;
-    double bits_sum = 0;
-    std::size_t n_bits = 0;
-    double kv_bytes = 0;
+    ChunkResult sum;
 };
+
+constexpr const char* kNoise = "noise floor";  // the reference again, through other kernels
+
+void append(ChunkResult& sum, const ChunkResult& chunk) {
+    sum.divergence.append(chunk.divergence);
+    sum.bits_sum += chunk.bits_sum;
+    sum.n_bits += chunk.n_bits;
+    sum.kv_bytes = chunk.kv_bytes;
+}
+
+// What the results depend on besides the configuration and the number of the context.
+std::string progress_key(const EvaluationOptions& options, const llama_model* model,
+                         const std::vector<llama_token>& tokens) {
+    std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+    const auto mix = [&hash](std::uint64_t x) { hash = (hash ^ x) * 1099511628211u; };
+    for (const llama_token token : tokens) mix(std::uint64_t(token));
+    mix(llama_model_n_params(model));
+    mix(llama_model_size(model));
+    char text[128] = "";
+    llama_model_desc(model, text, sizeof text);
+    return fmt::format("{} {:016x} -c {} --ubatch {}", text, hash, options.n_ctx, options.n_ubatch);
+}
 
 }  // namespace
 
@@ -43,8 +66,9 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
                     const std::function<void(int, int)>& progress) {
     const llama_vocab* vocab = llama_model_get_vocab(plugin_model);
     const auto n_vocab = std::size_t(llama_vocab_n_tokens(vocab));
-    const llama_token bos = llama_vocab_bos(vocab);
-    const int stride = options.n_ctx - 1;  // each context begins with BOS
+    llama_token bos = llama_vocab_bos(vocab);
+    if (bos == LLAMA_TOKEN_NULL) bos = llama_vocab_eos(vocab);  // some vocabularies know none
+    const int stride = options.n_ctx - 1;                       // each context begins with BOS
     int n_chunks = (int(tokens.size()) - 1) / stride;
     if (options.max_chunks > 0) n_chunks = std::min(n_chunks, options.max_chunks);
     if (n_chunks < 1) {
@@ -60,11 +84,12 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
     const auto make = [&](const Configuration& c) {
         return std::make_unique<EvaluatedCache>(c, plugin, host_model, plugin_model, context_options);
     };
-    const auto reference = make(parse_configuration("f16"));
-    std::vector<Candidate> candidates(configurations.size());
-    for (std::size_t i = 0; i < configurations.size(); ++i) candidates[i].cache = make(configurations[i]);
-    Candidate noise;
-    noise.cache = make(parse_configuration("f16:scalar"));
+    std::unique_ptr<EvaluatedCache> reference;
+    ProgressFile progress_file(options.progress_path, progress_key(options, plugin_model, tokens));
+    std::vector<Candidate> candidates;
+    for (const Configuration& c : configurations) candidates.push_back({c, nullptr, {}});
+    candidates.push_back({parse_configuration("f16:scalar"), nullptr, {}});
+    candidates.back().configuration.name = kNoise;
 
     std::vector<double> p, q;
     std::vector<llama_token> chunk;
@@ -74,43 +99,65 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
         chunk.insert(chunk.end(), begin,
                      begin + stride + 1);  // one more than the context: the last one's successor
         std::vector<Candidate*> running;
-        for (Candidate& candidate : candidates) running.push_back(&candidate);
-        if (c < options.noise_floor_chunks) running.push_back(&noise);
+        for (Candidate& candidate : candidates) {
+            const std::string& name = candidate.configuration.name;
+            if (name == kNoise && c >= options.noise_floor_chunks) continue;
+            if (const ChunkResult* done = progress_file.find(name, c)) {
+                append(candidate.sum, *done);
+            } else {
+                running.push_back(&candidate);
+                if (!candidate.cache) candidate.cache = make(candidate.configuration);
+            }
+        }
+        if (running.empty()) {
+            progress(c + 1, n_chunks);
+            continue;
+        }
+        if (!reference) reference = make(parse_configuration("f16"));
 
+        std::vector<ChunkResult> results(running.size());
         llama_memory_clear(reference->context().memory(), true);
         for (Candidate* candidate : running) llama_memory_clear(candidate->cache->context().memory(), true);
         for (int first = 0; first < options.n_ctx; first += options.n_ubatch) {
             const int n = std::min(options.n_ubatch, options.n_ctx - first);
             decode_all(reference->context().get(), chunk.data() + first, n, first);
             const int first_scored = std::max(first, options.n_ctx / 2);
-            for (Candidate* candidate : running) {
-                llama_context* context = candidate->cache->context().get();
+            const int n_scored = std::max(0, first + n - first_scored);
+            for (std::size_t i = 0; i < running.size(); ++i) {
+                llama_context* context = running[i]->cache->context().get();
                 decode_all(context, chunk.data() + first, n, first);
                 for (int position = first_scored; position < first + n; ++position) {
                     log_softmax(llama_get_logits_ith(reference->context().get(), position - first), n_vocab,
                                 p);
                     log_softmax(llama_get_logits_ith(context, position - first), n_vocab, q);
-                    candidate->divergence.add(p, q, chunk[std::size_t(position) + 1]);
+                    results[i].divergence.add(p, q, chunk[std::size_t(position) + 1]);
                 }
-                if (first + n > first_scored) {
-                    candidate->bits_sum += candidate->cache->bits_per_value() * (first + n - first_scored);
-                    candidate->n_bits += std::size_t(first + n - first_scored);
+                if (n_scored > 0) {
+                    results[i].bits_sum += running[i]->cache->bits_per_value() * n_scored;
+                    results[i].n_bits += std::size_t(n_scored);
                 }
             }
         }
-        for (Candidate* candidate : running) candidate->kv_bytes = candidate->cache->kv_bytes();
+        for (std::size_t i = 0; i < running.size(); ++i) {
+            results[i].kv_bytes = running[i]->cache->kv_bytes();
+            progress_file.add(running[i]->configuration.name, c, results[i]);
+            append(running[i]->sum, results[i]);
+        }
         progress(c + 1, n_chunks);
     }
 
     Evaluation evaluation;
-    evaluation.noise_floor = noise.divergence.summary().kld_mean;
     for (const Candidate& candidate : candidates) {
         Result r;
-        r.name = candidate.cache->name();
-        r.divergence = candidate.divergence.summary();
-        r.bits_per_value = candidate.bits_sum / double(std::max<std::size_t>(1, candidate.n_bits));
-        r.kv_bytes = candidate.kv_bytes;
+        r.name = candidate.configuration.name;
+        r.divergence = candidate.sum.divergence.summary();
+        r.bits_per_value = candidate.sum.bits_sum / double(std::max<std::size_t>(1, candidate.sum.n_bits));
+        r.kv_bytes = candidate.sum.kv_bytes;
         r.n_chunks = n_chunks;
+        if (r.name == kNoise) {
+            evaluation.noise_floor = r.divergence.kld_mean;
+            continue;
+        }
         evaluation.n_scored = r.divergence.n;
         evaluation.results.push_back(r);
     }

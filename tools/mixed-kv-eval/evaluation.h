@@ -15,6 +15,7 @@ struct EvaluationOptions {
     int n_threads = 1;
     int max_chunks = 0;          // 0: all of the text
     int noise_floor_chunks = 1;  // contexts on which the reference is run again with scalar kernels
+    std::string progress_path;   // results are kept there and not computed again; empty: nowhere
 };
 
 struct Result {

@@ -2,13 +2,17 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "common/backends.h"
 #include "common/command_line.h"
 #include "common/llama_log.h"
+#include "mixed-kv-eval/calibrate.h"
 #include "mixed-kv-eval/evaluation.h"
 #include "mixed-kv-eval/output.h"
 #include "mixed-kv-eval/recall.h"
@@ -30,13 +34,35 @@ void show_progress(const char* what, int done, int total) {
         fmt::print(stderr, "\r{}: {} of {}{}", what, done, total, done == total ? "\n" : "");
 }
 
+void write_file(const std::string& path, const std::string& text) {
+    std::ofstream file(path, std::ios::binary);
+    file << text;
+    file.close();
+    if (!file) throw std::runtime_error(fmt::format("cannot write {}", path));
+}
+
+void write_calibration(const std::string& path, const Calibration& calibration) {
+    write_file(path, calibration.to_text());
+    fmt::print("{}: {} tensors of {}; use it with GGML_MIXED_KV_BITS=N GGML_MIXED_KV_CALIBRATION={}\n", path,
+               calibration.tensors.size(), calibration.model, path);
+}
+
 int run(int argc, char** argv) {
     CLI::App app{"Compares KV caches by the next-token distributions they give, against exact F16 rows."};
     std::string model_path, text_path, configs = "host:f16,host:q8_0,host:q4_0,mixed:balanced", recall_path;
     EvaluationOptions options;
-    int recall_contexts = 0;
+    std::string baseline, plot_prefix;
+    int recall_contexts = 0, greedy_tokens = 0, greedy_prompts = 4;
     bool json = false, csv = false;
-    app.add_option("-m,--model", model_path, "GGUF model")->required();
+    std::string calibrated_model, output_path;
+    auto* model_option = app.add_option("-m,--model", model_path, "GGUF model");
+    auto* calibrate_option =
+        app.add_option("--calibrate", calibrated_model,
+                       "Measure what each layer's formats cost this GGUF model and write the file that "
+                       "GGML_MIXED_KV_CALIBRATION names")
+            ->excludes(model_option);
+    app.add_option("-o,--output", output_path, "File that --calibrate writes (default: MODEL.kv-calibration)")
+        ->needs(calibrate_option);
     app.add_option("-f,--file", text_path, "Text to score")->required();
     app.add_option("-c,--ctx-size", options.n_ctx, "Tokens of a context; the second half is scored")
         ->check(CLI::Range(64, 1 << 20))
@@ -49,23 +75,48 @@ int run(int argc, char** argv) {
         ->capture_default_str();
     app.add_option("--chunks", options.max_chunks, "Contexts to score; 0: the whole text")
         ->check(CLI::Range(0, 1 << 20));
-    app.add_option("--configs", configs,
-                   "f16, host:TYPE[:norot], mixed:balanced, mixed:k=q4,v=q4,window=64,sinks=4; a list")
+    app.add_option(
+           "--configs", configs,
+           "f16, host:TYPE[:norot], mixed:PRESET, mixed:k=q4,v=q4,window=64,sinks=4,layers=RULES; a list")
         ->capture_default_str();
     app.add_option("--recall", recall_path, "Recall test of the model (models/recall.jsonl)");
     app.add_option("--recall-contexts", recall_contexts, "Contexts of the recall test; 0: all")
         ->check(CLI::Range(0, 1 << 20));
+    app.add_option("--baseline", baseline, "Configuration of the list that KLDs are compared with")
+        ->type_name("CONFIG");
+    app.add_option("--greedy", greedy_tokens,
+                   "Also continue prompts greedily by N tokens and count those like exact rows'; 0: no")
+        ->type_name("N")
+        ->check(CLI::Range(0, 1 << 20));
+    app.add_option("--greedy-prompts", greedy_prompts, "Prompts for --greedy, halves of the text's contexts")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    app.add_option("--plot", plot_prefix, "Write PREFIX-kld.svg, and with --recall PREFIX-recall.svg")
+        ->type_name("PREFIX");
+    app.add_option("--resume", options.progress_path,
+                   "File that keeps the results by configuration and context; what it holds is not run again")
+        ->type_name("FILE");
     app.add_flag("--json", json, "Print one JSON object");
     app.add_flag("--csv", csv, "Print CSV");
     if (const auto status = parse_command_line(app, argc, argv, {})) return *status;
 
+    const bool calibrating = !calibrated_model.empty();
+    if (calibrating) model_path = calibrated_model;
+    if (model_path.empty()) throw UsageError("no model: give -m MODEL or --calibrate MODEL");
     const std::vector<Configuration> configurations = parse_configurations(configs);
+    const auto has_baseline = [&](const Configuration& c) { return c.name == baseline; };
+    if (!baseline.empty() && std::none_of(configurations.begin(), configurations.end(), has_baseline)) {
+        throw UsageError(fmt::format("--baseline {}: not among the configurations", baseline));
+    }
     const std::string text = read_text(text_path);
     capture_log(LogDisplay::nothing);
     load_backends(find_backend_paths(), PluginUse::load);
     const auto plugin = Plugin::find();
     if (!plugin) throw std::runtime_error("the plugin is not loaded (mixed-kv-doctor says more)");
-    const ModelHandle host = load_model({model_path, CacheOwner::host});
+    const bool needs_host = std::any_of(configurations.begin(), configurations.end(),
+                                        [](const Configuration& c) { return c.owner == CacheOwner::host; });
+    const ModelHandle host =
+        calibrating || !needs_host ? nullptr : load_model({model_path, CacheOwner::host});
     const ModelHandle ours = load_model({model_path, CacheOwner::plugin, plugin->device()});
     const std::vector<llama_token> tokens = [&] {
         auto all = tokenize(llama_model_get_vocab(ours.get()), text);
@@ -74,19 +125,40 @@ int run(int argc, char** argv) {
         return all;
     }();
 
-    const Evaluation evaluation =
-        evaluate(configurations, *plugin, host.get(), ours.get(), tokens, options,
-                 [](int done, int total) { show_progress("contexts", done, total); });
-    std::vector<RecallResult> recalls;
+    if (calibrating) {
+        const Calibration calibration =
+            calibrate(std::filesystem::path(model_path).filename().string(), *plugin, ours.get(), tokens,
+                      options, [](int done, int total) { show_progress("probes", done, total); });
+        write_calibration(output_path.empty() ? model_path + ".kv-calibration" : output_path, calibration);
+        return kExitOk;
+    }
+    EvaluationReport report;
+    report.baseline = baseline;
+    report.evaluation = evaluate(configurations, *plugin, host.get(), ours.get(), tokens, options,
+                                 [](int done, int total) { show_progress("contexts", done, total); });
     if (!recall_path.empty()) {
-        recalls = recall(configurations, *plugin, host.get(), ours.get(), recall_path, options.n_ctx,
-                         options.n_ubatch, options.n_threads, recall_contexts,
-                         [](int done, int total) { show_progress("recall", done, total); });
+        report.recalls = recall(configurations, *plugin, host.get(), ours.get(), recall_path, options.n_ctx,
+                                options.n_ubatch, options.n_threads, recall_contexts,
+                                [](int done, int total) { show_progress("recall", done, total); });
+    }
+    if (greedy_tokens > 0) {
+        ContextOptions context;
+        context.n_ctx = std::uint32_t(options.n_ctx);
+        context.n_batch = context.n_ubatch = std::uint32_t(options.n_ubatch);
+        context.n_threads = context.n_threads_batch = options.n_threads;
+        context.polling_pool = false;
+        report.greedy = greedy_divergence(configurations, *plugin, host.get(), ours.get(), tokens, context,
+                                          greedy_prompts, greedy_tokens,
+                                          [](int done, int total) { show_progress("greedy", done, total); });
+    }
+    if (!plot_prefix.empty()) {
+        write_file(plot_prefix + "-kld.svg", kld_plot(report));
+        if (!report.recalls.empty()) write_file(plot_prefix + "-recall.svg", recall_plot(report));
     }
     if (json) {
-        fmt::print("{}\n", to_json(evaluation, recalls).dump(2));
+        fmt::print("{}\n", to_json(report).dump(2));
     } else {
-        fmt::print("{}", csv ? to_csv(evaluation, recalls) : to_markdown(evaluation, recalls));
+        fmt::print("{}", csv ? to_csv(report) : to_markdown(report));
     }
     return kExitOk;
 }

@@ -1,17 +1,35 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "mixed-kv-eval/evaluation.h"
+#include "mixed-kv-eval/greedy.h"
 #include "mixed-kv-eval/recall.h"
 
 namespace mixed_kv::tools {
 
-nlohmann::json to_json(const Evaluation& evaluation, const std::vector<RecallResult>& recalls);
+// Everything that a run found out.
+struct EvaluationReport {
+    Evaluation evaluation;
+    std::vector<RecallResult> recalls;  // of all configurations, or empty
+    std::vector<GreedyResult> greedy;
+    // Mean and 99.9 % KLD are given relative to this configuration's too; empty: no.
+    std::string baseline;
+};
+
+// A ratio of two mean KLDs. nullopt: not resolved, one of them is below three times the noise floor.
+std::optional<double> resolved_ratio(double kld, double baseline, double noise_floor);
+
+nlohmann::json to_json(const EvaluationReport& report);
 // A Markdown table; figures below three times the noise floor are marked.
-std::string to_markdown(const Evaluation& evaluation, const std::vector<RecallResult>& recalls);
-std::string to_csv(const Evaluation& evaluation, const std::vector<RecallResult>& recalls);
+std::string to_markdown(const EvaluationReport& report);
+std::string to_csv(const EvaluationReport& report);
+
+// Mean KLD against bits per value; recall against distance. SVG.
+std::string kld_plot(const EvaluationReport& report);
+std::string recall_plot(const EvaluationReport& report);
 
 }  // namespace mixed_kv::tools

@@ -1,0 +1,137 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "command.h"
+
+namespace mixed_kv::test {
+
+namespace {
+
+constexpr const char* kModel = MIXED_KV_MODEL_DIR "/tiny-recall.gguf";
+constexpr const char* kText = MIXED_KV_MODEL_DIR "/eval.txt";
+
+CommandResult eval(std::vector<std::string> more) {
+    std::vector<std::string> arguments = {"-f", kText, "-c", "256", "--ubatch", "64", "-t", "1", "--chunks", "1"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_tool("mixed-kv-eval", arguments);
+}
+
+nlohmann::json eval_json(std::vector<std::string> more) {
+    more.insert(more.end(), {"-m", kModel, "--json"});
+    const CommandResult result = eval(more);
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    return result.json();
+}
+
+TEST(Eval, JsonHasTheAgreedFields) {
+    const nlohmann::json json = eval_json({"--configs",
+                                           "f16,host:q8_0,host:q4_0:norot,mixed:small,window=0,"
+                                           "mixed:k=q2,v=q2,window=0,sinks=0,layers=0,-1:q8/-,v=q3",
+                                           "--baseline", "host:q8_0", "--greedy", "8", "--greedy-prompts", "1"});
+    EXPECT_LT(json.at("noise_floor").get<double>(), 1e-5);
+    EXPECT_EQ(json.at("positions"), 128);
+    const nlohmann::json& configs = json.at("configs");
+    ASSERT_EQ(configs.size(), 5U);
+    const char* names[] = {"f16", "host:q8_0", "host:q4_0:norot", "mixed:small,window=0",
+                           "mixed:k=q2,v=q2,window=0,sinks=0,layers=0,-1:q8/-,v=q3"};
+    for (int i = 0; i < 5; ++i) {
+        EXPECT_EQ(configs[i].at("name"), names[i]);
+        for (const char* field : {"bits_per_value", "kld_mean", "kld_median", "kld_p99", "kld_p999", "top1", "ppl",
+                                  "kv_bytes", "rms_delta_p", "greedy_same_mean"}) {
+            ASSERT_TRUE(configs[i].at(field).is_number()) << field;
+        }
+    }
+    EXPECT_EQ(configs[0].at("kld_mean"), 0.0) << "the reference against itself";
+    EXPECT_EQ(configs[0].at("kld_mean_ratio"), "not resolved");
+    EXPECT_EQ(configs[0].at("greedy_same_mean"), 8.0);
+    EXPECT_DOUBLE_EQ(configs[1].at("kld_mean_ratio"), 1.0);
+    EXPECT_DOUBLE_EQ(configs[1].at("bits_per_value"), 8.5);
+    EXPECT_GT(configs[2].at("kld_mean"), configs[1].at("kld_mean"));
+    EXPECT_GT(configs[4].at("kld_mean"), configs[1].at("kld_mean"));
+}
+
+// A run that is taken up again gives what it would have given; configurations can be added.
+TEST(Eval, ResumesFromWhatIsThere) {
+    const std::string path = scratch_folder() + "/progress.jsonl";
+    std::filesystem::remove(path);
+    const nlohmann::json whole = eval_json({"--configs", "host:q4_0,mixed:balanced"});
+    (void)eval_json({"--configs", "mixed:balanced", "--resume", path});
+    {
+        std::ofstream(path, std::ios::app) << "{\"key\": \"cut o";  // killed while writing
+    }
+    EXPECT_EQ(eval_json({"--configs", "host:q4_0,mixed:balanced", "--resume", path}), whole);
+    const auto lines = [&] {
+        std::ifstream file(path);
+        int n = 0;
+        for (std::string line; std::getline(file, line);) ++n;
+        return n;
+    };
+    EXPECT_EQ(lines(), 3) << "two configurations and the noise floor";
+    EXPECT_EQ(eval_json({"--configs", "host:q4_0,mixed:balanced", "--resume", path}), whole);
+    EXPECT_EQ(lines(), 3);
+
+    std::ofstream(path) << "no result\n";
+    const CommandResult result = eval({"-m", kModel, "--configs", "f16", "--resume", path});
+    EXPECT_EQ(result.exit_status, 1);
+    EXPECT_NE(result.err.find("line 1 is no result"), std::string::npos) << result.err;
+}
+
+TEST(Eval, PlotsAndTables) {
+    const std::string prefix = scratch_folder() + "/plot";
+    const CommandResult result =
+        eval({"-m", kModel, "--configs", "host:q4_0,mixed:small", "--baseline", "host:q4_0", "--plot", prefix});
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    EXPECT_NE(result.out.find("| mixed:small |"), std::string::npos) << result.out;
+    std::ifstream file(prefix + "-kld.svg");
+    const std::string svg{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    EXPECT_EQ(svg.rfind("<svg ", 0), 0U);
+    EXPECT_NE(svg.find("mixed:small"), std::string::npos);
+    EXPECT_EQ(svg.find("nan"), std::string::npos);
+}
+
+// The file that a calibration writes divides a budget.
+TEST(Eval, CalibratesForTheBudget) {
+    const std::string path = scratch_folder() + "/calibration.txt";
+    const CommandResult result = eval({"--calibrate", kModel, "--output", path});
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    double last = 0;
+    for (const char* bits : {"3", "4.25", "6"}) {
+        const CommandResult run =
+            run_tool("mixed-kv-run", {"-m", kModel, "-p", long_prompt(300), "-n", "1", "-t", "1", "--json",
+                                      "--kv-window", "0", "--kv-sinks", "0", "--kv-bits", bits, "--kv-calibration",
+                                      path});
+        ASSERT_EQ(run.exit_status, 0) << run.err;
+        const double used = run.json().at("bits_per_value");
+        EXPECT_GT(used, last) << bits;
+        last = used;
+    }
+    // Another model's: the context is refused with the reason.
+    const CommandResult other = run_tool("mixed-kv-run", {"-m", random_model(), "-p", "a", "-n", "1", "--kv-bits", "4",
+                                                          "--kv-calibration", path});
+    EXPECT_EQ(other.exit_status, 1);
+    EXPECT_NE(other.err.find("calibration of 'tiny-recall.gguf'"), std::string::npos) << other.err;
+}
+
+TEST(Eval, BadInputIsOneLine) {
+    const std::pair<std::vector<std::string>, std::string> bad[] = {
+        {{"--configs", "f16"}, "--calibrate MODEL"},
+        {{"-m", kModel, "--configs", "mixed:k=q9"}, "q9"},
+        {{"-m", kModel, "--configs", "mixed:best"}, "best"},
+        {{"-m", kModel, "--configs", "host:q9"}, "q9"},
+        {{"-m", kModel, "--configs", "f16", "--baseline", "host:q4_0"}, "--baseline"},
+        {{"-m", kModel, "--configs", "f16", "--greedy", "200"}, "half of the context"},
+        {{"-m", kModel, "--configs", "f16", "--resume", "/no/such/folder/x"}, "cannot write"},
+    };
+    for (const auto& [arguments, says] : bad) {
+        const CommandResult result = eval(arguments);
+        EXPECT_NE(result.exit_status, 0);
+        EXPECT_EQ(result.err_lines().size(), 1U) << result.err;
+        EXPECT_NE(result.err.find(says), std::string::npos) << result.err;
+    }
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::test
