@@ -91,6 +91,8 @@ class FlashDecode {
 
     // Bytes of scratch and states held.
     std::size_t workspace_bytes() const noexcept;
+    // Of these, the scratch of one thread for the op planned last: bounded by the shape, whatever n_kv is.
+    std::size_t scratch_bytes_per_thread() const noexcept;
 
   private:
     struct Impl;

@@ -167,4 +167,6 @@ std::size_t FlashDecode::workspace_bytes() const noexcept {
     return impl_->scratch.size() + impl_->states.size() + impl_->plan.bytes();
 }
 
+std::size_t FlashDecode::scratch_bytes_per_thread() const noexcept { return impl_->scratch_bytes; }
+
 }  // namespace mixed_kv

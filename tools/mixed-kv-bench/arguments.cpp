@@ -1,0 +1,240 @@
+#include "mixed-kv-bench/arguments.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "common/command_line.h"
+#include "common/cpu_topology.h"
+#include "kernels/contract.h"
+#include "mixed_kv/cold_format.h"
+#include "mixed_kv/error.h"
+#include "mixed_kv/isa.h"
+#include "mixed_kv/settings.h"
+
+namespace mixed_kv::tools {
+
+namespace {
+
+constexpr int kMaxThreads = 512;  // GGML_MAX_N_THREADS
+constexpr int kMinRounds = 5;     // for a median and quartiles
+constexpr std::int64_t kMaxRows = std::int64_t(1) << 24;
+constexpr std::size_t kMinSharedRotationMib = 1024;
+
+const std::vector<std::string> kHostTypes = {"f16", "q8_0", "q4_0"};
+
+std::string format_names() {
+    std::string names = "f16";
+    for (const ColdFormat& format : cold_formats()) names += ", " + std::string(format.name);
+    return names;
+}
+
+void check_formats(const char* option, const std::vector<std::string>& formats) {
+    for (const std::string& name : formats) {
+        if (name != "f16" && find_cold_format(name) == nullptr)
+            throw UsageError(
+                fmt::format("{}: unknown format '{}', expected {}", option, name, format_names()));
+    }
+}
+
+// The raw texts of the command line.
+struct Texts {
+    std::vector<std::string> k, v, host = kHostTypes;
+    std::string isa;
+    std::optional<int> threads;
+    bool json = false, csv = false, markdown = false;
+};
+
+void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
+    const auto list = [](CLI::Option* option) { return option->delimiter(',')->expected(1, 64); };
+    list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))->type_name("FMT");
+    list(app.add_option("--v", texts.v,
+                        "Formats of cold V pages; as many as --k: pairs, else all combinations"))
+        ->type_name("FMT");
+    app.add_option("--threads,-t", texts.threads, "Threads (default: the number of cores)")
+        ->check(CLI::Range(1, kMaxThreads));
+    app.add_option("--isa", texts.isa, "Kernel set (default: MIXED_KV_ISA, else the fastest)")
+        ->type_name("NAME");
+    list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
+        ->type_name("TYPE");
+    app.add_option("--rounds", bench.n_rounds, "Interleaved rounds; medians and quartiles are over these")
+        ->capture_default_str()
+        ->check(CLI::Range(kMinRounds, 10000));
+    app.add_flag("--json", texts.json, "Print one JSON object");
+    app.add_flag("--csv", texts.csv, "Print CSV");
+    app.add_flag("--md", texts.markdown, "Print Markdown tables");
+}
+
+void add_shape(CLI::App& app, BenchArguments& bench) {
+    app.add_option("--head-dim", bench.head_dim, "Channels of a head")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kernels::kMaxHeadDim));
+    app.add_option("--n-head", bench.n_head, "Query heads")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1024));
+    app.add_option("--n-head-kv", bench.n_head_kv, "K and V heads")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1024));
+    app.add_option("--n-q", bench.n_q, "Query rows per sequence, the last tokens of it")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t(1), kMaxRows));
+    app.add_option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 256));
+    app.add_option(
+           "--rotate-mib", bench.rotation_mib,
+           "Least size of the caches that each measurement rotates through (at least twice the last-level "
+           "cache is always taken from 1024 on; less than that may measure caches, and says so)")
+        ->capture_default_str()
+        ->check(CLI::Range(std::size_t(1), std::size_t(1) << 20));
+}
+
+void check_shape(const BenchArguments& bench) {
+    if (bench.n_head % bench.n_head_kv != 0)
+        throw UsageError(
+            fmt::format("--n-head {} is no multiple of --n-head-kv {}", bench.n_head, bench.n_head_kv));
+    for (const AttentionShape& shape : bench.shapes()) {
+        if (shape.n_kv < shape.n_q)
+            throw UsageError(fmt::format("--n-kv {} has no room for --n-q {}", shape.n_kv, shape.n_q));
+        if (shape.n_hot > shape.n_kv)
+            throw UsageError(fmt::format("--hot {} is more than --n-kv {}", shape.n_hot, shape.n_kv));
+    }
+    for (const std::string& type : bench.host_types) {
+        if (type != "f16" && bench.head_dim % 32 != 0)
+            throw UsageError(
+                fmt::format("--head-dim {}: the host's {} needs a multiple of 32; leave it out with "
+                            "--host f16",
+                            bench.head_dim, type));
+    }
+}
+
+void finish_common(BenchArguments& bench, const Texts& texts) {
+    if (int(texts.json) + int(texts.csv) + int(texts.markdown) > 1)
+        throw UsageError("give one of --json, --csv and --md");
+    bench.output = texts.json       ? OutputFormat::json
+                   : texts.csv      ? OutputFormat::csv
+                   : texts.markdown ? OutputFormat::markdown
+                                    : OutputFormat::text;
+    check_formats("--k", texts.k);
+    check_formats("--v", texts.v);
+    bench.k = texts.k;
+    bench.v = texts.v;
+    bench.n_threads = texts.threads ? *texts.threads : usable_cores();
+    try {
+        bench.isa = texts.isa.empty() ? active_kernel_set().name : kernel_set(texts.isa).name;
+    } catch (const Error& error) {
+        throw UsageError(texts.isa.empty() ? error.what() : std::string("--isa: ") + error.what());
+    }
+    for (const std::string& type : texts.host) {
+        if (type == "none" && texts.host.size() == 1) return;
+        if (std::find(kHostTypes.begin(), kHostTypes.end(), type) == kHostTypes.end())
+            throw UsageError(
+                fmt::format("--host: unknown type '{}', expected f16, q8_0, q4_0 or none", type));
+        if (std::find(bench.host_types.begin(), bench.host_types.end(), type) == bench.host_types.end())
+            bench.host_types.push_back(type);
+    }
+}
+
+}  // namespace
+
+std::vector<AttentionShape> BenchArguments::shapes() const {
+    std::vector<AttentionShape> shapes;
+    const auto& rows = mode == BenchMode::prefill ? depths : n_kv;
+    for (const std::int64_t n : rows) {
+        AttentionShape shape;
+        shape.head_dim = head_dim;
+        shape.n_head = n_head;
+        shape.n_head_kv = n_head_kv;
+        shape.n_seq = n_seq;
+        shape.n_q = n_q;
+        shape.n_kv = mode == BenchMode::prefill ? n + n_q : n;
+        shape.n_hot = mode == BenchMode::prefill ? n_q : n_hot;
+        shapes.push_back(shape);
+    }
+    return shapes;
+}
+
+std::vector<std::pair<std::string, std::string>> BenchArguments::formats() const {
+    std::vector<std::pair<std::string, std::string>> pairs;
+    if (k.size() == v.size()) {
+        for (std::size_t i = 0; i < k.size(); ++i) pairs.emplace_back(k[i], v[i]);
+        return pairs;
+    }
+    for (const std::string& key : k) {
+        for (const std::string& value : v) pairs.emplace_back(key, value);
+    }
+    return pairs;
+}
+
+std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
+    BenchArguments attention, prefill, model;
+    Texts attention_texts, prefill_texts, model_texts;
+    CLI::App app("Measures attention and whole models with the mixed KV cache beside llama.cpp's own caches.",
+                 "mixed-kv-bench");
+    app.require_subcommand(1);
+
+    CLI::App* a = app.add_subcommand("attention", "Decode attention: few query rows over a long cache");
+    attention.n_kv = {32768};
+    attention_texts.k = attention_texts.v = {"q4"};
+    add_shape(*a, attention);
+    a->add_option("--n-kv", attention.n_kv, "Cells per sequence")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->expected(1, 64)
+        ->check(CLI::Range(std::int64_t(1), kMaxRows));
+    a->add_option("--hot", attention.n_hot, "Newest rows of every sequence that are still FP16")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t(0), kMaxRows));
+    add_common(*a, attention, attention_texts);
+
+    CLI::App* p = app.add_subcommand("prefill",
+                                     "Prompt attention: a ubatch of query rows at a depth, its own rows hot");
+    prefill.mode = BenchMode::prefill;
+    prefill.n_q = 512;
+    prefill.depths = {8192};
+    prefill_texts.k = prefill_texts.v = {"q4"};
+    add_shape(*p, prefill);
+    p->add_option("--depth", prefill.depths, "Cells before the ubatch")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->expected(1, 64)
+        ->check(CLI::Range(std::int64_t(0), kMaxRows));
+    add_common(*p, prefill, prefill_texts);
+
+    CLI::App* m = app.add_subcommand("model", "Tokens per second of a model at context depths");
+    model.mode = BenchMode::model;
+    model.depths = {0, 4096, 32768};
+    const Settings defaults = Settings::from_environment();
+    model.window = defaults.window;
+    model.sinks = defaults.sinks;
+    model_texts.k = {std::string(format_name(defaults.key_format))};
+    model_texts.v = {std::string(format_name(defaults.value_format))};
+    m->add_option("-m,--model", model.model, "GGUF model")->required()->type_name("FILE");
+    m->add_option("--depths", model.depths, "Tokens in the cache before the measured ones")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->expected(1, 64)
+        ->check(CLI::Range(std::int64_t(0), kMaxRows));
+    m->add_option("--window", model.window, "Newest rows kept in FP16")
+        ->capture_default_str()
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
+    m->add_option("--sinks", model.sinks, "First rows kept in FP16")
+        ->capture_default_str()
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
+    m->add_option("--svg", model.svg, "Plot tokens per second against depth into this file")
+        ->type_name("FILE");
+    add_common(*m, model, model_texts);
+
+    if (parse_command_line(app, argc, argv, {})) return std::nullopt;
+    BenchArguments& bench = a->parsed() ? attention : p->parsed() ? prefill : model;
+    finish_common(bench, a->parsed() ? attention_texts : p->parsed() ? prefill_texts : model_texts);
+    if (bench.mode != BenchMode::model) check_shape(bench);
+    if (bench.mode == BenchMode::model) {
+        std::sort(bench.depths.begin(), bench.depths.end());
+        bench.depths.erase(std::unique(bench.depths.begin(), bench.depths.end()), bench.depths.end());
+    }
+    return bench;
+}
+
+}  // namespace mixed_kv::tools

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mixed-kv-bench/attention_rig.h"
+
+namespace mixed_kv::tools {
+
+enum class BenchMode { attention, prefill, model };
+enum class OutputFormat { text, json, csv, markdown };
+
+struct BenchArguments {
+    BenchMode mode = BenchMode::attention;
+    OutputFormat output = OutputFormat::text;
+    int n_threads = 1;
+    std::string isa;  // resolved: the set that runs
+    std::vector<std::string> host_types;
+    int n_rounds = 5;
+    std::size_t rotation_mib = 1024;
+    std::vector<std::string> k, v;  // formats; every K is run with every V, or pairwise when --pairs
+
+    // attention, prefill
+    int head_dim = 128, n_head = 32, n_head_kv = 8, n_seq = 1;
+    std::int64_t n_q = 1;
+    std::int64_t n_hot = 0;
+    std::vector<std::int64_t> n_kv;    // attention
+    std::vector<std::int64_t> depths;  // prefill, model
+
+    // model
+    std::string model;
+    int window = 64, sinks = 4;
+    std::string svg;  // file for the plot; empty: none
+
+    // The shapes of all cases of attention and prefill.
+    std::vector<AttentionShape> shapes() const;
+    // (K, V) of all cases.
+    std::vector<std::pair<std::string, std::string>> formats() const;
+};
+
+// nullopt: help was printed. Throws UsageError naming the option, the value and what is accepted.
+std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv);
+
+}  // namespace mixed_kv::tools

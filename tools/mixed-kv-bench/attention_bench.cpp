@@ -1,0 +1,183 @@
+#include "mixed-kv-bench/attention_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+
+#include "common/cpu_topology.h"
+#include "common/llama_handles.h"
+#include "common/resident_memory.h"
+#include "mixed-kv-bench/compute_peak.h"
+#include "mixed-kv-bench/read_bandwidth.h"
+#include "mixed-kv-bench/verify.h"
+#include "mixed_kv/flash_decode.h"
+#include "mixed_kv/isa.h"
+
+namespace mixed_kv::tools {
+
+namespace {
+
+// Ops per round and variant: enough to last this long, so that a short op is not measured behind another's
+// caches.
+constexpr double kSecondsPerRound = 8e-3;
+constexpr int kMaxOpsPerRound = 64;
+constexpr std::size_t kBandwidthSampleBytes = std::size_t(256) << 20;
+
+// Scratch of one thread for this shape, as FlashDecode plans it; it depends on nothing that pages hold.
+std::size_t scratch_bytes(const AttentionShape& shape, const std::string& isa, int n_threads) {
+    FlashDecode decode(kernel_set(isa));
+    std::vector<PageTable> tables(std::size_t(shape.n_seq));
+    for (PageTable& t : tables) t.layout.shape = {shape.n_head_kv, shape.head_dim};
+    AttentionArgs args;
+    args.n_stream = shape.n_seq;
+    args.n_q = shape.n_q;
+    args.n_kv = shape.n_kv;
+    args.n_head = shape.n_head;
+    args.n_head_kv = shape.n_head_kv;
+    args.head_dim_k = args.head_dim_v = shape.head_dim;
+    args.k = args.v = tables.data();
+    MaskPages pages;
+    pages.classify({}, shape.n_seq, shape.n_q, shape.n_kv);
+    decode.plan(args, pages, n_threads);
+    return decode.scratch_bytes_per_thread();
+}
+
+// One rig with its measurements.
+struct Contestant {
+    std::unique_ptr<AttentionRig> rig;
+    int ops_per_round = 1;
+    std::vector<double> us;
+};
+
+void check_memory(const AttentionShape& shape, const BenchArguments& arguments, std::size_t rotation) {
+    const std::size_t one = std::size_t(shape.kv_values()) * 2;  // in FP16
+    const std::size_t source = one * 3;  // rows as FP16, and as float while quantizing
+    const std::size_t needed = source + (1 + arguments.host_types.size()) * std::max(rotation, 2 * one);
+    const std::uint64_t available = available_memory_bytes();
+    if (needed > available) {
+        throw std::runtime_error(
+            fmt::format("this benchmark needs about {} MiB and {} are available; --host with fewer types, a "
+                        "smaller --n-kv or "
+                        "--rotate-mib below {} take less",
+                        needed >> 20, available >> 20, rotation >> 20));
+    }
+}
+
+AttentionCase run_case(HostRuntime& runtime, ReadBandwidth& bandwidth, const BenchArguments& arguments,
+                       const AttentionShape& shape, const AttentionData& data, const std::string& k,
+                       const std::string& v, std::size_t rotation) {
+    AttentionCase result;
+    result.shape = shape;
+    result.k = k;
+    result.v = v;
+    std::vector<Contestant> contestants;
+    contestants.emplace_back();
+    contestants.back().rig = std::make_unique<AttentionRig>(
+        runtime, shape, data,
+        AttentionRig::Options{"ours", GGML_TYPE_F16,
+                              fmt::format("k={},v={},window=0,sinks=0,isa={}", k, v, arguments.isa),
+                              rotation});
+    for (const std::string& type : arguments.host_types) {
+        contestants.emplace_back();
+        contestants.back().rig = std::make_unique<AttentionRig>(
+            runtime, shape, data, AttentionRig::Options{type, *cache_type_from_name(type), "", rotation});
+    }
+    for (Contestant& c : contestants) {  // warm-up, which also says how long an op takes
+        c.rig->run_next();
+        const double seconds = c.rig->run_next();
+        c.ops_per_round =
+            int(std::clamp(kSecondsPerRound / std::max(seconds, 1e-9), 1.0, double(kMaxOpsPerRound)));
+    }
+    bandwidth.next_group();
+    for (int round = 0; round < arguments.n_rounds; ++round) {
+        bandwidth.sample(kBandwidthSampleBytes);
+        for (Contestant& c : contestants) {
+            for (int i = 0; i < c.ops_per_round; ++i) c.us.push_back(c.rig->run_next() * 1e6);
+        }
+    }
+    const Contestant& ours = contestants.front();
+    result.us = spread_of(ours.us);
+    result.kv_bytes = ours.rig->kv_bytes();
+    result.gflops = shape.useful_operations() / (result.us.median * 1e3);
+    result.scratch_bytes_per_thread = scratch_bytes(shape, arguments.isa, arguments.n_threads);
+    for (std::size_t i = 1; i < contestants.size(); ++i) {
+        const Contestant& c = contestants[i];
+        result.host[c.rig->name()] = {spread_of(c.us), c.rig->kv_bytes(), 0};
+    }
+    result.relative_rms = relative_rms(runtime, *ours.rig, shape, data);
+    const double allowed = relative_rms_allowed(k != "f16" || v != "f16");
+    if (!(result.relative_rms <= allowed)) {
+        throw std::runtime_error(fmt::format(
+            "wrong result: k={}, v={}, n_kv={}: relative RMS {:.3g} against double, at most {:.3g} is right",
+            k, v, shape.n_kv, result.relative_rms, allowed));
+    }
+    return result;
+}
+
+}  // namespace
+
+void add_shares(AttentionReport& report) {
+    const auto share = [&](const Spread& us, std::uint64_t bytes, const std::string& what) {
+        const double value = double(bytes) / (us.median * 1e-6) / report.machine.read_bandwidth;
+        if (!(value <= 1.0)) {
+            throw std::runtime_error(fmt::format(
+                "{} reads {:.2f} times as fast as memory: not memory was measured but caches{}", what, value,
+                report.machine.reads_memory
+                    ? ", or the machine was disturbed while its bandwidth was measured"
+                    : " (--rotate-mib 1024 reads memory)"));
+        }
+        return value;
+    };
+    for (AttentionCase& c : report.cases) {
+        c.bandwidth_share =
+            share(c.us, c.kv_bytes, fmt::format("k={}, v={}, n_kv={}", c.k, c.v, c.shape.n_kv));
+        for (auto& [type, host] : c.host)
+            host.bandwidth_share = share(host.us, host.kv_bytes, "the host's " + type);
+    }
+}
+
+AttentionReport run_attention_bench(const BenchArguments& arguments) {
+    AttentionReport report;
+    report.mode = arguments.mode;
+    BenchMachine& machine = report.machine;
+    machine.cpu = cpu_model_name();
+    machine.isa = arguments.isa;
+    machine.n_threads = arguments.n_threads;
+    machine.last_level_cache_bytes = last_level_cache_bytes();
+    const std::size_t asked = arguments.rotation_mib << 20;
+    const std::size_t reads_memory = std::max(std::size_t(1) << 30, 2 * machine.last_level_cache_bytes);
+    machine.reads_memory = asked >= std::size_t(1) << 30;
+    machine.rotation_bytes = machine.reads_memory ? std::max(asked, reads_memory) : asked;
+
+    HostRuntime runtime(arguments.n_threads);
+    machine.host_library = runtime.cpu_library();
+    std::map<std::string, double> peaks;
+    for (const auto& [k, v] : arguments.formats()) {
+        const std::string unit = unit_used(arguments.isa, k != "f16" ? k : v);
+        if (peaks.count(unit) == 0)
+            peaks[unit] = measure_peak(unit, arguments.n_threads).operations_per_second * 1e-9;
+    }
+    for (const AttentionShape& shape : arguments.shapes())
+        check_memory(shape, arguments, machine.rotation_bytes);
+    ReadBandwidth bandwidth(machine.rotation_bytes, arguments.n_threads);
+    bandwidth.choose_pattern(3);
+    for (const AttentionShape& shape : arguments.shapes()) {
+        const AttentionData data(shape);
+        for (const auto& [k, v] : arguments.formats()) {
+            AttentionCase c =
+                run_case(runtime, bandwidth, arguments, shape, data, k, v, machine.rotation_bytes);
+            c.unit = unit_used(arguments.isa, k != "f16" ? k : v);
+            c.peak_gflops = peaks[c.unit];
+            report.cases.push_back(std::move(c));
+        }
+    }
+    machine.read_bandwidth = bandwidth.bytes_per_second();
+    machine.read_samples = bandwidth.n_samples();
+    machine.read_pattern = bandwidth.pattern();
+    add_shares(report);
+    return report;
+}
+
+}  // namespace mixed_kv::tools

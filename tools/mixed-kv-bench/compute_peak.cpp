@@ -1,0 +1,110 @@
+#include "mixed-kv-bench/compute_peak.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <stdexcept>
+#include <thread>
+
+#include "mixed-kv-bench/statistics.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mixed_kv::tools {
+
+namespace {
+
+constexpr int kChains = 12;  // independent sums: latency times width of every unit below
+
+// Runs n steps of kChains instructions; the empty asm keeps the compiler from computing anything once.
+using Burn = void (*)(std::int64_t n);
+
+struct Unit {
+    const char* name;
+    Burn burn;
+    bool (*supported)();
+    double operations_per_instruction;
+};
+
+void burn_scalar(std::int64_t n) {
+    float sum[kChains] = {}, x = 1.0f, y = 0.5f;
+    for (std::int64_t i = 0; i < n; ++i) {
+        for (float& s : sum) {
+            asm volatile("" : "+m"(s));
+            s = s + x * y;
+        }
+    }
+    asm volatile("" : : "m"(sum));
+}
+
+#if defined(__x86_64__)
+// Each chain is a variable of its own: an array might live in memory.
+#define MIXED_KV_DEFINE_BURN(NAME, TARGET, VECTOR, ZERO, STEP)                                \
+    __attribute__((target(TARGET))) void NAME(std::int64_t n) {                               \
+        VECTOR x = ZERO, y = ZERO, s0 = ZERO, s1 = ZERO, s2 = ZERO, s3 = ZERO, s4 = ZERO;     \
+        VECTOR s5 = ZERO, s6 = ZERO, s7 = ZERO, s8 = ZERO, s9 = ZERO, s10 = ZERO, s11 = ZERO; \
+        const auto step = [&](VECTOR & s) __attribute__((always_inline, target(TARGET))) {    \
+            asm volatile("" : "+x"(x), "+x"(y));                                              \
+            s = STEP;                                                                         \
+            asm volatile("" : "+x"(s));                                                       \
+        };                                                                                    \
+        for (std::int64_t i = 0; i < n; ++i) {                                                \
+            step(s0), step(s1), step(s2), step(s3), step(s4), step(s5);                       \
+            step(s6), step(s7), step(s8), step(s9), step(s10), step(s11);                     \
+        }                                                                                     \
+    }
+MIXED_KV_DEFINE_BURN(burn_fma, "avx2,fma", __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, y, s))
+MIXED_KV_DEFINE_BURN(burn_madd, "avx2", __m256i, _mm256_setzero_si256(),
+                     _mm256_add_epi32(s, _mm256_madd_epi16(x, y)))
+MIXED_KV_DEFINE_BURN(burn_fma512, "avx512f", __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, y, s))
+MIXED_KV_DEFINE_BURN(burn_vnni512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(),
+                     _mm512_dpbusd_epi32(s, x, y))
+#undef MIXED_KV_DEFINE_BURN
+#endif
+
+const Unit kUnits[] = {
+    {"scalar f32", burn_scalar, [] { return true; }, 2},
+#if defined(__x86_64__)
+    {"fma f32 avx2", burn_fma, [] { return bool(__builtin_cpu_supports("fma")); }, 16},
+    {"vpmaddwd int16 avx2", burn_madd, [] { return bool(__builtin_cpu_supports("avx2")); }, 32},
+    {"fma f32 avx512", burn_fma512, [] { return bool(__builtin_cpu_supports("avx512f")); }, 32},
+    {"vpdpbusd int8 avx512", burn_vnni512, [] { return bool(__builtin_cpu_supports("avx512vnni")); }, 128},
+#endif
+};
+
+double seconds(Burn burn, std::int64_t n, int n_threads) {
+    std::vector<std::thread> threads;
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 1; i < n_threads; ++i) threads.emplace_back([&] { burn(n); });
+    burn(n);
+    for (std::thread& t : threads) t.join();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+std::string unit_used(const std::string& isa, const std::string& format) {
+    const bool f16 = format == "f16";
+    if (isa == "avx2") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
+    if (isa.rfind("avx512", 0) == 0) return f16 ? "fma f32 avx512" : "vpdpbusd int8 avx512";
+    return "scalar f32";
+}
+
+ComputePeak measure_peak(const std::string& name, int n_threads) {
+    const auto* unit =
+        std::find_if(std::begin(kUnits), std::end(kUnits), [&](const Unit& u) { return name == u.name; });
+    if (unit == std::end(kUnits) || !unit->supported())
+        throw std::runtime_error("this CPU has no unit '" + name + "'");
+    std::int64_t n = 1 << 14;
+    while (seconds(unit->burn, n, n_threads) < 0.01) n *= 2;
+    std::vector<double> rates;
+    for (int i = 0; i < 7; ++i) {
+        rates.push_back(double(n) * kChains * n_threads * unit->operations_per_instruction /
+                        seconds(unit->burn, n, n_threads));
+    }
+    return {name, spread_of(rates).median};
+}
+
+}  // namespace mixed_kv::tools

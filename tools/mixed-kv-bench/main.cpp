@@ -1,0 +1,67 @@
+// mixed-kv-bench: speed of attention and of whole models with the mixed KV cache, beside llama.cpp's own
+// caches and beside what this machine's memory and arithmetic can do.
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+
+#include "common/command_line.h"
+#include "mixed-kv-bench/arguments.h"
+#include "mixed-kv-bench/attention_bench.h"
+#include "mixed-kv-bench/model_bench.h"
+#include "mixed-kv-bench/plot.h"
+#include "mixed-kv-bench/report.h"
+
+namespace mixed_kv::tools {
+
+namespace {
+
+template <typename Report>
+void print(const Report& report, OutputFormat format) {
+    switch (format) {
+        case OutputFormat::json:
+            fmt::print("{}\n", to_json(report).dump(2));
+            break;
+        case OutputFormat::csv:
+            fmt::print("{}", to_csv(report));
+            break;
+        case OutputFormat::text:
+        case OutputFormat::markdown:
+            fmt::print("{}", to_table(report, format == OutputFormat::markdown));
+            break;
+    }
+    if (std::fflush(stdout) != 0)
+        throw std::runtime_error(fmt::format("cannot write: {}", std::strerror(errno)));
+}
+
+void write_file(const std::string& path, const std::string& text) {
+    std::ofstream file(path, std::ios::binary);
+    file << text;
+    file.close();
+    if (!file) throw std::runtime_error(fmt::format("cannot write '{}': {}", path, std::strerror(errno)));
+}
+
+int run(int argc, char** argv) {
+    const std::optional<BenchArguments> arguments = parse_bench_arguments(argc, argv);
+    if (!arguments) return kExitOk;
+    if (arguments->mode == BenchMode::model) {
+        const ModelReport report = run_model_bench(*arguments);
+        if (!arguments->svg.empty()) write_file(arguments->svg, plot_svg(report));
+        print(report, arguments->output);
+    } else {
+        print(run_attention_bench(*arguments), arguments->output);
+    }
+    return kExitOk;
+}
+
+}  // namespace
+
+}  // namespace mixed_kv::tools
+
+int main(int argc, char** argv) {
+    return mixed_kv::tools::run_tool("mixed-kv-bench", [&] { return mixed_kv::tools::run(argc, argv); });
+}

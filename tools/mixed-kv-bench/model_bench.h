@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "mixed-kv-bench/attention_bench.h"
+
+namespace mixed_kv::tools {
+
+struct ModelCase {
+    std::int64_t depth = 0;
+    std::string k, v;
+    Spread tokens_per_second;
+    std::uint64_t kv_bytes = 0;            // of our cache, all layers, at this depth
+    double tokens_per_second_ceiling = 0;  // read bandwidth / (weights + our K and V)
+    std::map<std::string, Spread> host;    // tokens per second by cache type
+};
+
+struct ModelReport {
+    BenchMachine machine;
+    std::string model, description;
+    std::uint64_t weight_bytes = 0;
+    int window = 0, sinks = 0;
+    std::vector<ModelCase> cases;
+};
+
+ModelReport run_model_bench(const BenchArguments& arguments);
+
+}  // namespace mixed_kv::tools

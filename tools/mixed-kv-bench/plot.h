@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+
+#include "mixed-kv-bench/model_bench.h"
+
+namespace mixed_kv::tools {
+
+// Tokens per second against context depth, one line per cache, as SVG. Depths are equally spaced, rates
+// logarithmic.
+std::string plot_svg(const ModelReport& report);
+
+}  // namespace mixed_kv::tools
