@@ -10,6 +10,7 @@
 #include "kv_buffer.h"
 #include "log.h"
 #include "op_match.h"
+#include "placement_hook.h"
 #include "pool_hook.h"
 #include "report.h"
 #include "rope_shift.h"
@@ -276,6 +277,7 @@ ggml_backend_t new_backend(ggml_backend_dev_t dev) {
             return nullptr;
         }
         install_pool_hook(ggml_backend_dev_backend_reg(cpu));
+        install_placement_hook(cpu);
         ggml_backend_i interface = {};
         interface.get_name = get_name;
         interface.free = free_backend;

@@ -11,8 +11,8 @@ struct Announced {
     bool recurrent;
 };
 
-// In the order of announcement. ggml announces tensors a second time while it places them in a buffer, so only the
-// last ones that make up a buffer's size count.
+// In the order of announcement. ggml announces tensors a second time while it places them in a buffer, so
+// only the last ones that make up a buffer's size count.
 thread_local std::vector<Announced> announced;
 
 // More than any buffer has; announcements that no buffer follows must not pile up.

@@ -9,8 +9,8 @@
 namespace mixed_kv::plugin {
 namespace {
 
-// ggml's unit of polling: 128 Ki spins, one to a few milliseconds. Enough for the gaps between the splits of a graph;
-// between graphs the threads sleep, since such hosts (node) have other work for the cores.
+// ggml's unit of polling: 128 Ki spins, one to a few milliseconds. Enough for the gaps between the splits of
+// a graph; between graphs the threads sleep, since such hosts (node) have other work for the cores.
 constexpr std::uint32_t kPoll = 1;
 
 struct Pool {
@@ -42,8 +42,8 @@ ggml_threadpool_t PoolLease::acquire(int n_threads) {
     {
         std::lock_guard<std::mutex> lock(stock_mutex);
         std::vector<Pool>& pools = stock();
-        const auto fits = std::find_if(pools.begin(), pools.end(),
-                                       [&](const Pool& p) { return p.n_threads == n_threads; });
+        const auto fits =
+            std::find_if(pools.begin(), pools.end(), [&](const Pool& p) { return p.n_threads == n_threads; });
         if (fits != pools.end()) {
             pool_ = fits->pool;
             pools.erase(fits);

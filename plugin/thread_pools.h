@@ -4,8 +4,8 @@
 
 namespace mixed_kv::plugin {
 
-// A ggml thread pool for one context whose host has none. Pools go back to a stock when they are not needed any
-// more and are never freed: the host's CPU backend may keep a pointer to one longer than we live.
+// A ggml thread pool for one context whose host has none. Pools go back to a stock when they are not needed
+// any more and are never freed: the host's CPU backend may keep a pointer to one longer than we live.
 class PoolLease {
   public:
     PoolLease() = default;
@@ -13,8 +13,8 @@ class PoolLease {
     PoolLease(const PoolLease&) = delete;
     PoolLease& operator=(const PoolLease&) = delete;
 
-    // A pool of at least n_threads threads (the calling one included); the same one as long as it is large enough.
-    // Null when the CPU backend offers no pools.
+    // A pool of at least n_threads threads (the calling one included); the same one as long as it is large
+    // enough. Null when the CPU backend offers no pools.
     ggml_threadpool_t acquire(int n_threads);
     void release();
 

@@ -74,7 +74,8 @@ std::string Calibration::to_text() const {
     out << kHeader << "\nmodel " << shown(model) << '\n';
     for (const Tensor& t : tensors) {
         out << (t.role == KvRole::key ? "k " : "v ") << t.layer << ' ' << t.row_elements << ' ' << t.head_dim;
-        for (std::size_t i = 0; i < t.kld.size(); ++i) out << ' ' << cold_formats()[i].name << ' ' << t.kld[i];
+        for (std::size_t i = 0; i < t.kld.size(); ++i)
+            out << ' ' << cold_formats()[i].name << ' ' << t.kld[i];
         out << '\n';
     }
     return out.str();

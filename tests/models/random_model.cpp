@@ -27,7 +27,6 @@ struct Traits {
     bool has_kv_cache = true;
     bool has_recurrent_state = false;
     bool shares_kv = false;
-    bool attention_on_cpu = false;
     bool benchmark_only = false;
 };
 
@@ -37,7 +36,7 @@ std::vector<RandomModelPreset> make_presets() {
                          Traits traits = {}) {
         spec.preset = name;
         presets.push_back({name, description, traits.has_kv_cache, traits.has_recurrent_state,
-                           traits.shares_kv, traits.attention_on_cpu, traits.benchmark_only, spec});
+                           traits.shares_kv, traits.benchmark_only, spec});
     };
     const auto with_window = [](RandomModelSpec spec, std::uint32_t n_swa) {
         spec.n_swa = n_swa;
@@ -61,12 +60,10 @@ std::vector<RandomModelPreset> make_presets() {
         spec.n_ff = 128;
         spec.n_vocab = 320;
         spec.attention_sigma = 1.2f;  // 22 layers amplify differences: keep each one tame
-        add("gemma3n", "sliding window, layers from 20 on share KV", spec,
-            {.shares_kv = true, .attention_on_cpu = true});
+        add("gemma3n", "sliding window, layers from 20 on share KV", spec, {.shares_kv = true});
     }
     add("gemma4", "sliding window with a smaller head_dim, last 2 layers share KV",
-        with_window(make_spec("gemma4", 6, 128, 4, 2, 128), 64),
-        {.shares_kv = true, .attention_on_cpu = true});
+        with_window(make_spec("gemma4", 6, 128, 4, 2, 128), 64), {.shares_kv = true});
     add("gpt-oss", "learned attention sinks, sliding window, mixture of experts",
         with_window(make_spec("gpt-oss", 4, 256, 8, 2, 64), 64));
     add("deepseek2", "MLA: V (512) is a view of K (576), 4 query heads on one KV head",

@@ -61,11 +61,9 @@ struct RandomModelPreset {
     std::string name;
     std::string description;
     bool has_kv_cache;         ///< false for purely recurrent models
-    bool has_recurrent_state;  ///< cache_r / cache_s tensors in the same buffer
+    bool has_recurrent_state;  ///< cache_r / cache_s tensors
     bool shares_kv;            ///< some layers attend to another layer's K and V
-    bool
-        attention_on_cpu;  ///< llama.cpp gives some of its attention nodes to the CPU, whoever owns the cache
-    bool benchmark_only;   ///< too large for a test of every architecture
+    bool benchmark_only;       ///< too large for a test of every architecture
     RandomModelSpec spec;
 };
 

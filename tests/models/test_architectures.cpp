@@ -20,8 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Measured: 1e-13 to 1e-8 for F16 storage, 6e-6 to 8e-5 for 8-bit rows. See exact_rows() for the one
-// exception.
+// Measured: 1e-13 to 1e-8 for F16 storage, 6e-6 to 8e-5 for 8-bit rows.
 constexpr double kExactNmse = 1e-6;
 // The host against itself, F16 accumulation with small ubatches: 4e-7 to 7e-6 measured.
 constexpr double kHostNmse = 3e-5;
@@ -101,11 +100,6 @@ class Architectures : public testing::TestWithParam<std::string> {
                    environment + " GGML_BACKEND_PATH='" + plugin_path() + "'");
     }
 
-    /// Positions that must be exact one by one. Where the CPU computes some of the attention, single steps
-    /// carry its F16 accumulation (2e-7 over all, 1.5e-6 for the worst position), which the prompt's ubatches
-    /// of 64 do not.
-    std::size_t exact_rows() const { return preset_->attention_on_cpu ? kTokens - kSteps : kTokens; }
-
     const RandomModelPreset* preset_ = nullptr;
     std::string model_;
 
@@ -167,9 +161,7 @@ TEST_P(Architectures, PluginWithExactRowsEqualsTheCpuCache) {
     RecordProperty("nmse", comparison.text());
     EXPECT_TRUE(comparison.nmse <= kExactNmse) << comparison.text() << '\n' << exact.log;
     // The same for every single position, so that one wrong row cannot hide among the others.
-    const std::size_t n = exact_rows();
-    const Comparison each = compare(rows(reference.logits, 0, n), rows(exact.logits, 0, n));
-    EXPECT_TRUE(each.worst_row_nmse <= kExactNmse) << each.text() << '\n' << exact.log;
+    EXPECT_TRUE(comparison.worst_row_nmse <= kExactNmse) << comparison.text() << '\n' << exact.log;
 }
 
 TEST_P(Architectures, PluginWithEightBitRowsMissesTheBound) {
@@ -185,7 +177,7 @@ TEST_P(Architectures, PluginWithEightBitRowsMissesTheBound) {
     EXPECT_TRUE(comparison.nmse <= 1e-2) << comparison.text() << '\n' << cold.log;
 }
 
-TEST_P(Architectures, AttentionRunsOnThePluginUnlessKvIsShared) {
+TEST_P(Architectures, AttentionRunsOnThePlugin) {
     SKIP_WITHOUT_PLUGIN();
     const Run where = run_plugin("GGML_MIXED_KV_K=f16 GGML_MIXED_KV_V=f16", "--placement");
     int on_cpu = 0, on_plugin = 0;
@@ -193,7 +185,7 @@ TEST_P(Architectures, AttentionRunsOnThePluginUnlessKvIsShared) {
         (buffer == "CPU" ? on_cpu : on_plugin) += n.get<int>();
     }
     EXPECT_EQ(on_plugin > 0, preset_->has_kv_cache) << where.report;
-    EXPECT_EQ(on_cpu > 0, preset_->attention_on_cpu) << where.report;
+    EXPECT_EQ(on_cpu, 0) << where.report;
 }
 
 std::vector<std::string> preset_names() {

@@ -1,5 +1,5 @@
-// What the plugin leaves to the host, and what it lends it: recurrent state in the host's memory, and a thread pool
-// where the host has none.
+// What the plugin leaves to the host, and what it lends it: recurrent state in the host's memory, and a
+// thread pool where the host has none.
 #include <gtest/gtest.h>
 
 #include <ggml-cpu.h>
@@ -46,8 +46,8 @@ void expect_same(const Logits& a, const Logits& b) {
 struct HostPoolDeleter {
     void operator()(ggml_threadpool* pool) const {
         using free_t = void (*)(ggml_threadpool_t);
-        ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(
-            ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+        ggml_backend_reg_t cpu =
+            ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
         reinterpret_cast<free_t>(ggml_backend_reg_get_proc_address(cpu, "ggml_threadpool_free"))(pool);
     }
 };

@@ -13,7 +13,8 @@ constexpr const char* kModel = MIXED_KV_MODEL_DIR "/tiny-recall.gguf";
 constexpr const char* kText = MIXED_KV_MODEL_DIR "/eval.txt";
 
 CommandResult eval(std::vector<std::string> more) {
-    std::vector<std::string> arguments = {"-f", kText, "-c", "256", "--ubatch", "64", "-t", "1", "--chunks", "1"};
+    std::vector<std::string> arguments = {"-f", kText, "-c", "256",      "--ubatch",
+                                          "64", "-t",  "1",  "--chunks", "1"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run_tool("mixed-kv-eval", arguments);
 }
@@ -26,10 +27,11 @@ nlohmann::json eval_json(std::vector<std::string> more) {
 }
 
 TEST(Eval, JsonHasTheAgreedFields) {
-    const nlohmann::json json = eval_json({"--configs",
-                                           "f16,host:q8_0,host:q4_0:norot,mixed:small,window=0,"
-                                           "mixed:k=q2,v=q2,window=0,sinks=0,layers=0,-1:q8/-,v=q3",
-                                           "--baseline", "host:q8_0", "--greedy", "8", "--greedy-prompts", "1"});
+    const nlohmann::json json =
+        eval_json({"--configs",
+                   "f16,host:q8_0,host:q4_0:norot,mixed:small,window=0,"
+                   "mixed:k=q2,v=q2,window=0,sinks=0,layers=0,-1:q8/-,v=q3",
+                   "--baseline", "host:q8_0", "--greedy", "8", "--greedy-prompts", "1"});
     EXPECT_LT(json.at("noise_floor").get<double>(), 1e-5);
     EXPECT_EQ(json.at("positions"), 128);
     const nlohmann::json& configs = json.at("configs");
@@ -38,8 +40,8 @@ TEST(Eval, JsonHasTheAgreedFields) {
                            "mixed:k=q2,v=q2,window=0,sinks=0,layers=0,-1:q8/-,v=q3"};
     for (int i = 0; i < 5; ++i) {
         EXPECT_EQ(configs[i].at("name"), names[i]);
-        for (const char* field : {"bits_per_value", "kld_mean", "kld_median", "kld_p99", "kld_p999", "top1", "ppl",
-                                  "kv_bytes", "rms_delta_p", "greedy_same_mean"}) {
+        for (const char* field : {"bits_per_value", "kld_mean", "kld_median", "kld_p99", "kld_p999", "top1",
+                                  "ppl", "kv_bytes", "rms_delta_p", "greedy_same_mean"}) {
             ASSERT_TRUE(configs[i].at(field).is_number()) << field;
         }
     }
@@ -80,8 +82,8 @@ TEST(Eval, ResumesFromWhatIsThere) {
 
 TEST(Eval, PlotsAndTables) {
     const std::string prefix = scratch_folder() + "/plot";
-    const CommandResult result =
-        eval({"-m", kModel, "--configs", "host:q4_0,mixed:small", "--baseline", "host:q4_0", "--plot", prefix});
+    const CommandResult result = eval(
+        {"-m", kModel, "--configs", "host:q4_0,mixed:small", "--baseline", "host:q4_0", "--plot", prefix});
     EXPECT_EQ(result.exit_status, 0) << result.err;
     EXPECT_NE(result.out.find("| mixed:small |"), std::string::npos) << result.out;
     std::ifstream file(prefix + "-kld.svg");
@@ -99,17 +101,17 @@ TEST(Eval, CalibratesForTheBudget) {
     double last = 0;
     for (const char* bits : {"3", "4.25", "6"}) {
         const CommandResult run =
-            run_tool("mixed-kv-run", {"-m", kModel, "-p", long_prompt(300), "-n", "1", "-t", "1", "--json",
-                                      "--kv-window", "0", "--kv-sinks", "0", "--kv-bits", bits, "--kv-calibration",
-                                      path});
+            run_tool("mixed-kv-run",
+                     {"-m", kModel, "-p", long_prompt(300), "-n", "1", "-t", "1", "--json", "--kv-window",
+                      "0", "--kv-sinks", "0", "--kv-bits", bits, "--kv-calibration", path});
         ASSERT_EQ(run.exit_status, 0) << run.err;
         const double used = run.json().at("bits_per_value");
         EXPECT_GT(used, last) << bits;
         last = used;
     }
     // Another model's: the context is refused with the reason.
-    const CommandResult other = run_tool("mixed-kv-run", {"-m", random_model(), "-p", "a", "-n", "1", "--kv-bits", "4",
-                                                          "--kv-calibration", path});
+    const CommandResult other = run_tool("mixed-kv-run", {"-m", random_model(), "-p", "a", "-n", "1",
+                                                          "--kv-bits", "4", "--kv-calibration", path});
     EXPECT_EQ(other.exit_status, 1);
     EXPECT_NE(other.err.find("calibration of 'tiny-recall.gguf'"), std::string::npos) << other.err;
 }

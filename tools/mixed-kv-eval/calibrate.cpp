@@ -54,16 +54,21 @@ Calibration calibrate(const std::string& model_name, const Plugin& plugin, llama
                 throw std::runtime_error(fmt::format("{} would not be mixed: nothing to calibrate ({})",
                                                      tensor.name, tensor.reason));
             }
-            calibration.tensors.push_back({layer, tensor.is_value != 0 ? KvRole::value : KvRole::key,
-                                           tensor.n_head * tensor.head_dim, tensor.head_dim, {}});
+            calibration.tensors.push_back({layer,
+                                           tensor.is_value != 0 ? KvRole::value : KvRole::key,
+                                           tensor.n_head * tensor.head_dim,
+                                           tensor.head_dim,
+                                           {}});
         }
     }
 
     std::vector<Configuration> probes;
     for (const KvRole role : {KvRole::key, KvRole::value}) {
-        for (const ColdFormat& format : cold_formats()) probes.push_back(probe(rule("0--1", role, format.name)));
+        for (const ColdFormat& format : cold_formats())
+            probes.push_back(probe(rule("0--1", role, format.name)));
         for (const Calibration::Tensor& tensor : calibration.tensors) {
-            if (tensor.role == role) probes.push_back(probe(rule(std::to_string(tensor.layer), role, kProbe)));
+            if (tensor.role == role)
+                probes.push_back(probe(rule(std::to_string(tensor.layer), role, kProbe)));
         }
     }
     std::map<std::string, double> kld;

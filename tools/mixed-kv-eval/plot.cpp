@@ -89,15 +89,17 @@ std::string Plot::to_svg() const {
         "<text x=\"{2}\" y=\"20\" font-size=\"14\">{3}</text>\n",
         kWidth, kHeight, kLeft, escaped(title));
     for (const double x : x_axis.ticks) {
-        svg += fmt::format("<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
-                           "text-anchor=\"middle\">{4:g}</text>\n",
-                           to_x(x), kTop, kHeight - kBottom, kHeight - kBottom + 16, x);
+        svg += fmt::format(
+            "<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
+            "text-anchor=\"middle\">{4:g}</text>\n",
+            to_x(x), kTop, kHeight - kBottom, kHeight - kBottom + 16, x);
     }
     for (const double y : y_axis.ticks) {
-        svg += fmt::format("<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
-                           "text-anchor=\"end\">{5}</text>\n",
-                           kLeft, to_y(y), kWidth - kRight, kLeft - 6, to_y(y) + 4,
-                           log_y ? fmt::format("1e{:g}", y) : fmt::format("{:g}", y));
+        svg += fmt::format(
+            "<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
+            "text-anchor=\"end\">{5}</text>\n",
+            kLeft, to_y(y), kWidth - kRight, kLeft - 6, to_y(y) + 4,
+            log_y ? fmt::format("1e{:g}", y) : fmt::format("{:g}", y));
     }
     svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
                        (kLeft + kWidth - kRight) / 2, kHeight - 8, escaped(x_label));
@@ -116,9 +118,9 @@ std::string Plot::to_svg() const {
                                colour);
         }
         const double y = kTop + 10 + 17 * double(s);
-        svg += fmt::format("<circle cx=\"{}\" cy=\"{}\" r=\"4\" fill=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>\n",
-                           kWidth - kRight + 16, y - 4, colour, kWidth - kRight + 26, y,
-                           escaped(series[s].name));
+        svg += fmt::format(
+            "<circle cx=\"{}\" cy=\"{}\" r=\"4\" fill=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>\n",
+            kWidth - kRight + 16, y - 4, colour, kWidth - kRight + 26, y, escaped(series[s].name));
     }
     return svg + "</svg>\n";
 }
