@@ -36,9 +36,19 @@ class Backend {
 
     HostCpu& cpu() { return cpu_; }
 
-    ggml_status compute(ggml_cgraph* graph);
+    // Whatever is thrown, nothing is left half done: rows announced to a cache are stored.
+    ggml_status compute(ggml_cgraph* graph) {
+        try {
+            return compute_nodes(graph);
+        } catch (...) {
+            batch_.abandon();
+            delegated_.clear();
+            throw;
+        }
+    }
 
   private:
+    ggml_status compute_nodes(ggml_cgraph* graph);
     struct CachedMask {
         const void* data;
         std::int64_t n_stream, n_q, n_kv;
@@ -195,7 +205,7 @@ ggml_status Backend::run_delegated() {
     return status;
 }
 
-ggml_status Backend::compute(ggml_cgraph* graph) {
+ggml_status Backend::compute_nodes(ggml_cgraph* graph) {
     Report& report = Report::instance();
     report.announce_all(true);
     report.count_graph();

@@ -220,6 +220,11 @@ ggml_status Batch::run() {
         status = cpu_.compute(graph, false);
         store(0);  // does nothing unless the host could not run the graph: rows are never left half stored
     }
+    finish();
+    return status;
+}
+
+void Batch::finish() noexcept {
     for (KvTensor* tensor : writes_) tensor->end_write();
     writes_.clear();
     n_attentions_ = 0;
@@ -227,7 +232,12 @@ ggml_status Batch::run() {
     work_ = 0;
     buffer_ = nullptr;
     lock_ = {};
-    return status;
+}
+
+void Batch::abandon() noexcept {
+    next_job_ = 0;
+    store(0);
+    finish();
 }
 
 }  // namespace mixed_kv::plugin

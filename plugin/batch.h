@@ -37,11 +37,16 @@ class Batch {
     // Runs everything added and leaves the batch empty. Rows and freezes are never left half done.
     ggml_status run();
 
+    // After a failure, also of run(): stores the rows that were announced to the cache, while their source is
+    // still there, forgets everything else and lets go of the buffer.
+    void abandon() noexcept;
+
   private:
     struct Attention;
     struct Graphs;
     void lock(KvBuffer& buffer);
     void store(int thread) noexcept;
+    void finish() noexcept;
     void run_serially();
     static void store_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
     static void attend_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
