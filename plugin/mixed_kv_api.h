@@ -95,7 +95,8 @@ struct mixed_kv_api {
     int (*page)(const struct ggml_tensor* t, int64_t stream, int64_t page, struct mixed_kv_page* out);
     int (*tensor_info)(const struct ggml_tensor* t, struct mixed_kv_tensor_info* out);
     // Changes the settings of caches created from now on, for tools that compare several in one process:
-    // "preset=small,window=128,sinks=8,k=q4,v=q4,layers=0,-1:q8,isa=scalar" (also bits=, calibration=);
+    // "preset=small,window=128,sinks=8,k=q4,v=q4,layers=0,-1:q8,isa=scalar" (also bits=, calibration=,
+    // limit_mb=);
     // what is not named takes its default. An empty text returns to the environment's. Returns 1, or 0 with
     // one line in error (at most size bytes) and nothing changed.
     int (*configure)(const char* text, char* error, size_t size);

@@ -102,12 +102,12 @@ void configure(const std::string& text) {
             kernels = &kernel_set(item.substr(equals + 1));
             continue;
         }
-        const char* const known[] = {"PRESET", "WINDOW", "SINKS", "K", "V", "LAYERS", "BITS", "CALIBRATION"};
+        const char* const known[] = {"PRESET", "WINDOW", "SINKS", "K", "V", "LAYERS", "BITS", "CALIBRATION", "LIMIT_MB"};
         if (equals == std::string::npos ||
             std::find(std::begin(known), std::end(known), name) == std::end(known)) {
             throw Error("'" + item +
                         "' is not a cache setting: preset=NAME, window=N, sinks=N, k=FORMAT, v=FORMAT, "
-                        "layers=RULES, bits=NUMBER, calibration=FILE and isa=NAME are");
+                        "layers=RULES, bits=NUMBER, calibration=FILE, limit_mb=N and isa=NAME are");
         }
         variables[name == "PRESET" ? "GGML_MIXED_KV" : "GGML_MIXED_KV_" + name] = item.substr(equals + 1);
     }

@@ -39,7 +39,8 @@ struct Settings {
     std::vector<LayerRule> layers;             // GGML_MIXED_KV_LAYERS, in order: the last that speaks wins
     // GGML_MIXED_KV_BITS: formats by layer within a budget. Weaker than `layers`; nullptr: no budget.
     std::shared_ptr<const BitAllocation> allocation;
-    int verbose = 0;  // GGML_MIXED_KV_VERBOSE: 0 .. 2
+    int verbose = 0;   // GGML_MIXED_KV_VERBOSE: 0 .. 2
+    int limit_mb = 0;  // GGML_MIXED_KV_LIMIT_MB: MiB that all caches may take when full; 0: no limit
 
     // The format of one layer's K or V. n_layers: of the cache, the last layer's number + 1.
     const ColdFormat* format(KvRole role, int layer, int n_layers) const noexcept;

@@ -24,8 +24,9 @@ constexpr const char* kLayers = "GGML_MIXED_KV_LAYERS";
 constexpr const char* kBits = "GGML_MIXED_KV_BITS";
 constexpr const char* kCalibration = "GGML_MIXED_KV_CALIBRATION";
 constexpr const char* kVerbose = "GGML_MIXED_KV_VERBOSE";
+constexpr const char* kLimit = "GGML_MIXED_KV_LIMIT_MB";
 constexpr std::array kKnown = {kPreset, kWindow, kSinks,       kKey,    kValue,
-                               kLayers, kBits,   kCalibration, kVerbose};
+                               kLayers, kBits,   kCalibration, kVerbose, kLimit};
 
 // docs/quality.md has the figures; the first is the default.
 constexpr Preset kPresets[] = {
@@ -36,6 +37,7 @@ constexpr Preset kPresets[] = {
 
 constexpr int kLargestWindow = 1 << 20;
 constexpr int kLargestSinks = 1 << 16;
+constexpr int kLargestLimit = 1 << 30;  // 1 PiB
 constexpr double kLargestBits = 16;
 
 // NAME='value', on one line whatever the value is.
@@ -147,6 +149,7 @@ Settings Settings::from_environment(const std::function<std::optional<std::strin
     }
     settings.allocation = read_allocation(get);
     if (const auto text = get(kVerbose)) settings.verbose = integer(kVerbose, *text, 2);
+    if (const auto text = get(kLimit)) settings.limit_mb = integer(kLimit, *text, kLargestLimit);
     return settings;
 }
 

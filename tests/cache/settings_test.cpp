@@ -44,6 +44,7 @@ TEST(Settings, Defaults) {
     EXPECT_EQ(format_name(settings.key_format), "q4");
     EXPECT_EQ(format_name(settings.value_format), "q4");
     EXPECT_EQ(settings.verbose, 0);
+    EXPECT_EQ(settings.limit_mb, 0);
 }
 
 TEST(Settings, EveryVariable) {
@@ -51,13 +52,15 @@ TEST(Settings, EveryVariable) {
                                     {"GGML_MIXED_KV_SINKS", "65536"},
                                     {"GGML_MIXED_KV_K", "q8"},
                                     {"GGML_MIXED_KV_V", "f16"},
-                                    {"GGML_MIXED_KV_VERBOSE", "2"}});
+                                    {"GGML_MIXED_KV_VERBOSE", "2"},
+                                    {"GGML_MIXED_KV_LIMIT_MB", "512"}});
     EXPECT_EQ(settings.window, 0);
     EXPECT_EQ(settings.sinks, 65536);
     EXPECT_EQ(format_name(settings.key_format), "q8");
     EXPECT_EQ(settings.value_format, nullptr);
     EXPECT_EQ(format_name(settings.value_format), "f16");
     EXPECT_EQ(settings.verbose, 2);
+    EXPECT_EQ(settings.limit_mb, 512);
     EXPECT_EQ(read({{"GGML_MIXED_KV_WINDOW", "1048576"}}).window, 1 << 20);
     for (const ColdFormat& format : cold_formats()) {
         EXPECT_EQ(read({{"GGML_MIXED_KV_K", std::string(format.name)}}).key_format, &format);
