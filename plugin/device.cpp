@@ -2,11 +2,14 @@
 // KV cache and keeps flash attention on.
 #include "device.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 
 #include "kv_buffer.h"
 #include "log.h"
+#include "memory_estimate.h"
 #include "op_match.h"
 
 namespace mixed_kv::plugin {
@@ -17,7 +20,7 @@ const char* get_name(ggml_backend_dev_t) { return MIXED_KV_DEVICE_NAME; }
 const char* get_description(ggml_backend_dev_t) { return "mixed-precision KV cache in system memory"; }
 
 // MemAvailable and MemTotal: what the cache and everything else can really get.
-void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
+void get_system_memory(size_t* free, size_t* total) {
     *free = *total = 0;
     std::FILE* file = std::fopen("/proc/meminfo", "r");
     if (file == nullptr) return;
@@ -28,6 +31,20 @@ void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
         if (std::sscanf(line, "MemAvailable: %llu kB", &kib) == 1) *free = kib * 1024;
     }
     std::fclose(file);
+}
+
+// In FP16-equivalent bytes: llama.cpp counts a cache on this device at its declared F16 size, in its
+// automatic context sizes (--fit) and in what it prints, so that is the unit in which memory is free here.
+void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
+    get_system_memory(free, total);
+    try {
+        const Settings now = settings();
+        const double factor = f16_equivalent(now);
+        *free = size_t(double(memory_for_caches(*free, now)) * factor);
+        *total = size_t(double(now.limit_mb == 0 ? *total : std::min(*total, size_t(now.limit_mb) << 20)) *
+                        factor);
+    } catch (const std::exception&) {  // refused settings: no context will be created
+    }
 }
 
 enum ggml_backend_dev_type get_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_IGPU; }

@@ -74,6 +74,7 @@ class KvBuffer {
     std::byte* base() const noexcept { return base_; }
     std::size_t size() const noexcept { return size_; }
     std::vector<std::unique_ptr<KvEntry>>& entries() noexcept { return entries_; }
+    const std::vector<std::unique_ptr<KvEntry>>& entries() const noexcept { return entries_; }
     const PageArena& arena() const noexcept { return arena_; }
     const Settings& settings() const noexcept { return settings_; }
     std::size_t tracker_bytes() const noexcept;

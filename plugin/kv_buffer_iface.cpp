@@ -1,4 +1,5 @@
 // ggml's buffer and buffer type interfaces over KvBuffer. Exceptions end here.
+#include <cstdio>
 #include <exception>
 
 #include "buffer_choice.h"
@@ -6,9 +7,13 @@
 #include "host_cpu.h"
 #include "kv_buffer.h"
 #include "log.h"
+#include "mixed_kv/error.h"
+#include "report.h"
 
 namespace mixed_kv::plugin {
 namespace {
+
+constexpr double kMiB = 1024.0 * 1024.0;
 
 KvBuffer& get(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
@@ -28,13 +33,32 @@ void free_buffer(ggml_backend_buffer_t buffer) { delete static_cast<KvBuffer*>(b
 
 void* get_base(ggml_backend_buffer_t buffer) { return get(buffer).base(); }
 
+// Refuses a cache that would not fit the limit when full, while the context can still be refused: throws
+// Error. Not under the buffer's lock, which comes after the report's.
+void check_limit(const KvBuffer& kv) {
+    const int limit_mb = kv.settings().limit_mb;
+    if (limit_mb == 0) return;
+    const double bytes = Report::instance().expected_bytes();
+    if (bytes <= limit_mb * kMiB) return;
+    char line[256];
+    std::snprintf(
+        line, sizeof line,
+        "GGML_MIXED_KV_LIMIT_MB=%d: refused, all caches would take more than %.1f MiB when full; a shorter "
+        "context, fewer sequences or a narrower format takes less",
+        limit_mb, bytes / kMiB);
+    throw Error(line);
+}
+
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     // Graph tensors are initialised on every step; only what lives as long as the buffer can be a cache.
     if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE) return GGML_STATUS_SUCCESS;
     KvBuffer& kv = get(buffer);
-    std::lock_guard<std::recursive_mutex> lock(kv.mutex);
     try {
-        kv.init_tensor(tensor);
+        {
+            std::lock_guard<std::recursive_mutex> lock(kv.mutex);
+            kv.init_tensor(tensor);
+        }
+        check_limit(kv);
         return GGML_STATUS_SUCCESS;
     } catch (const std::exception& e) {
         MIXED_KV_LOG(ERROR, "cannot set up %s: %s", tensor->name, e.what());

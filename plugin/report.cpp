@@ -7,6 +7,7 @@
 #include "api.h"
 #include "kv_buffer.h"
 #include "log.h"
+#include "memory_estimate.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -15,20 +16,6 @@ namespace {
 constexpr std::size_t kMaxReport = 64 * 1024;
 
 double mib(double bytes) { return bytes / (1024.0 * 1024.0); }
-
-// Expected bits per value of a tensor at full length: one sequence per stream keeps its window (plus, on
-// average, half a page that has not left it whole) and its sinks in FP16; overlay rows come on top of their
-// block.
-double bits_at_full_length(const KvEntry& entry, const HeadShape& shape, const Settings& settings) {
-    const bool mixed = entry.mixed() && entry.expected_pin.empty();
-    const ColdFormat* format = mixed ? entry.tensor->config().format : nullptr;
-    if (format == nullptr) return 16.0;
-    const double cells = double(entry.n_cells);
-    const double hot = std::min(cells, settings.window + kPageTokens / 2.0);
-    const double sinks = std::min(cells - hot, double(settings.sinks));
-    const double cold_bits = format->bits_per_value(entry.role, shape.head_dim);
-    return (16.0 * (hot + sinks) + cold_bits * (cells - hot)) / cells;
-}
 
 // "q4", or with other formats in some layers "q8 x 2 + q4 x 30".
 std::string formats_of(const std::vector<std::unique_ptr<KvEntry>>& entries, KvRole role) {
@@ -135,6 +122,16 @@ mixed_kv_counters Report::counters() {
     return c;
 }
 
+double Report::expected_bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    double bytes = 0;
+    for (KvBuffer* buffer : buffers_) {
+        std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);
+        if (!buffer->entries().empty()) bytes += expected_memory(*buffer);
+    }
+    return bytes;
+}
+
 std::string Report::lines() {
     announce_all(true);
     std::lock_guard<std::mutex> lock(mutex_);
@@ -203,17 +200,14 @@ mixed_kv_tensor_info describe_entry(const KvEntry& entry) {
 
 std::string KvBuffer::describe() const {
     int mixed = 0, exact = 0, plain = 0;
-    double f16_bytes = 0, bytes = 0;
+    double f16_bytes = 0;
+    const double bytes = expected_memory(*this);
     std::int64_t n_cells = 0;
     int n_stream = 0;
     for (const auto& entry : entries_) {
         n_cells = std::max(n_cells, entry->n_cells);
         n_stream = std::max(n_stream, entry->n_stream);
-        const HeadShape shape =
-            entry->offered.n_head > 0 ? entry->offered : HeadShape{1, int(entry->row_bytes / 2)};
-        const double bits = bits_at_full_length(*entry, shape, settings_);
         f16_bytes += double(entry->size_bytes());
-        bytes += double(entry->size_bytes()) * bits / 16.0;
         const bool ours = entry->mixed() && entry->expected_pin.empty();
         ++(!ours ? plain : entry->tensor->config().format == nullptr ? exact : mixed);
     }

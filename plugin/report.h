@@ -29,6 +29,8 @@ class Report {
     void count_delegated(std::uint64_t n) { delegated_ops_.fetch_add(n, std::memory_order_relaxed); }
 
     mixed_kv_counters counters();
+    // What all live caches take when full.
+    double expected_bytes();
     std::string lines();
     std::vector<mixed_kv_tensor_info> tensors();
     std::vector<mixed_kv_range> ranges();

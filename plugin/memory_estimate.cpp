@@ -1,0 +1,84 @@
+#include "memory_estimate.h"
+
+#include <algorithm>
+
+#include "cache/overlay.h"
+#include "report.h"
+
+namespace mixed_kv::plugin {
+namespace {
+
+// A context that a limited memory is planned for: long enough that window and sinks are a small part of it.
+constexpr double kPlannedRows = 16384;
+
+// Heads are known once the host has shown its graphs. Before that: a size of head whose blocks have no padding.
+HeadShape head_shape(const KvEntry& entry) {
+    if (entry.offered.n_head > 0) return entry.offered;
+    const int row_elements = entry.tensor->config().row_elements;
+    for (const int head_dim : {128, 64, 32, 16}) {
+        if (row_elements % head_dim == 0) return {row_elements / head_dim, head_dim};
+    }
+    return {1, row_elements};
+}
+
+// Hot pages of n rows. (The first layer stores its row before the graph's mask has been seen, one token earlier.)
+std::int64_t hot_pages(std::int64_t n_rows, int window) {
+    const std::int64_t n_pages = (n_rows + kPageTokens - 1) / kPageTokens;
+    const std::int64_t frozen = std::max<std::int64_t>(0, n_rows - window) / kPageTokens;
+    return n_pages - std::min(n_pages, frozen);
+}
+
+}  // namespace
+
+TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows) {
+    TensorMemory memory;
+    if (!entry.mixed() || !entry.expected_pin.empty()) {
+        memory.hot = double(entry.size_bytes());
+        return memory;
+    }
+    const HeadShape shape = head_shape(entry);
+    const ColdFormat* format = entry.tensor->config().format;
+    const double hot_page = double(entry.row_bytes) * kPageTokens;
+    const std::int64_t n_pages = (n_rows + kPageTokens - 1) / kPageTokens;
+    std::int64_t hot = n_pages;
+    if (format != nullptr) {
+        const double cold_page = double(format->block_bytes(entry.role, shape.head_dim)) * shape.n_head;
+        hot = hot_pages(n_rows, settings.window);
+        std::int64_t cold = n_pages - hot;
+        for (std::int64_t sinks = settings.sinks; sinks > 0 && cold > 0; sinks -= kPageTokens, --cold) {
+            const int in_page = int(std::min<std::int64_t>(sinks, kPageTokens));
+            const double page_bytes = cold_page + cache::overlay_capacity(in_page) * double(entry.row_bytes);
+            memory.cold += std::min(page_bytes, hot_page);  // what would not get smaller stays hot
+        }
+        memory.cold += double(cold) * cold_page;
+    }
+    memory.hot = double(hot) * hot_page;
+    memory.hot *= entry.n_stream;
+    memory.cold *= entry.n_stream;
+    memory.records = double(entry.tensor->memory().bookkeeping);
+    return memory;
+}
+
+double expected_memory(const KvBuffer& buffer) {
+    double bytes = double(buffer.tracker_bytes());
+    for (const auto& entry : buffer.entries())
+        bytes += expected_memory(*entry, buffer.settings(), entry->n_cells).total();
+    return bytes;
+}
+
+double f16_equivalent(const Settings& settings) {
+    const auto bits = [&](const ColdFormat* format, KvRole role) {
+        if (format == nullptr) return 16.0;
+        const double hot = std::min(kPlannedRows, double(settings.window) + kPageTokens + settings.sinks);
+        return (16.0 * hot + format->bits_per_value(role, 128) * (kPlannedRows - hot)) / kPlannedRows;
+    };
+    return 32.0 / (bits(settings.key_format, KvRole::key) + bits(settings.value_format, KvRole::value));
+}
+
+std::size_t memory_for_caches(std::size_t available, const Settings& settings) {
+    if (settings.limit_mb == 0) return available;
+    const double left = double(settings.limit_mb) * 1024 * 1024 - Report::instance().expected_bytes();
+    return std::min(available, std::size_t(std::max(0.0, left)));
+}
+
+}  // namespace mixed_kv::plugin
