@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace mixed_kv::tools {
+
+// How far the plugin's cache may be from the host's own F16 cache that goes through the same operations.
+//
+// Exact storage (both formats f16, or a window over the whole context): the stored rows of the first layer
+// are equal bit for bit; later layers and logits differ by our attention's float32 accumulation against the
+// host's F16 one, by up to 1.3e-5 on these models; the host differs from itself as much between batch sizes
+// (kExactNmse; a wrong row gives 1e-2 and more).
+//
+// Cold storage of b bits: a code is at most half a step from its value, the step is the range of 64 values
+// over 2^b - 1, and the range of 64 values is taken as kRange times their root mean square (4.7 for a normal
+// distribution). Errors of e encodings (a K-shift, a restore and a rewritten page encode again) add up as
+// independent ones do:
+//     eps(b, e) = e * kRange^2 / (12 (2^b - 1)^2)
+// Rows of the first layer follow from token and position alone, so they are held to 4 eps relative to the
+// mean square of their tensor. Logits and later layers also carry what attention made of inexact rows: scores
+// with standard deviation sigma turn a relative error eps_k of the keys into sigma^2 eps_k, and each of
+// n_layer layers adds its own:
+//     bound = 4 n_layer (eps_v + sigma^2 eps_k)
+// Both end at kUnrelated: rows or logits that have nothing to do with each other have an NMSE of 2, missing
+// ones of 1. Formats whose bound reaches it (q3, q2, many encodings) are checked for that only.
+struct Tolerance {
+    int key_bits = 16, value_bits = 16;  // of cold storage
+    bool exact = false;                  // nothing of this cache can be cold
+    int n_layer = 1;
+    double attention_sigma = 2.0;
+    double encodings = 1;  // how often a row may have been encoded
+
+    static constexpr double kExactNmse = 1e-4;
+    static constexpr double kRange = 8.0;
+    static constexpr double kUnrelated = 0.9;
+
+    double rows(bool is_key, bool first_layer) const;
+    double logits() const;
+
+  private:
+    double epsilon(int bits) const;
+};
+
+// Sum of squared differences over sum of squares of expected; infinite when a value is not finite.
+double nmse(std::span<const float> expected, std::span<const float> actual);
+
+// The rows of a saved state (llama_state_get_data or llama_state_seq_get_data of llama.cpp v0.5.0).
+struct StateRows {
+    struct Tensor {
+        bool is_key;
+        int layer;  // counted within its cache
+        int cache;  // a model with sliding windows has two
+        std::size_t row_bytes;
+        std::size_t offset, size;  // of its rows in the state
+    };
+    std::vector<Tensor> tensors;
+    std::size_t row_size_field = 0;  // offset of the first row size, for tests that damage it
+};
+
+// has_values: false for MLA, which stores keys only. Throws std::runtime_error when the state is not laid out
+// as expected.
+StateRows parse_state(std::span<const std::uint8_t> state, bool whole, bool has_values);
+
+struct RowsError {
+    double worst = 0;  // NMSE of a row relative to its tensor's mean square, over its bound
+    double nmse = 0;
+    std::string where;
+};
+// Compares two states that must have the same layout; everything but rows must be equal byte for byte. Throws
+// std::runtime_error when it is not.
+RowsError compare_states(std::span<const std::uint8_t> expected, std::span<const std::uint8_t> actual,
+                         bool whole, bool has_values, const Tolerance& tolerance);
+
+}  // namespace mixed_kv::tools

@@ -1,0 +1,268 @@
+#include "mixed-kv-stress/pair.h"
+
+#include <fmt/format.h>
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+// Two contexts side by side: creation, decoding and what is compared. Operations are in pair_operations.cpp.
+namespace mixed_kv::tools {
+
+namespace {
+
+constexpr int kWindowOverAll = 1048576;
+
+int bits_of(const std::string& format) { return format == "f16" ? 16 : std::stoi(format.substr(1)); }
+
+}  // namespace
+
+PairOptions PairOptions::random(Random& random, int n_threads) {
+    PairOptions o;
+    o.n_threads = n_threads;
+    o.n_sequences = std::array{1, 2, 3, 4}[std::size_t(random.between(0, 3))];
+    o.unified = o.n_sequences == 1 || random.one_in(2);
+    o.n_ctx = random.one_in(3) ? 512 : 256;
+    if (!o.unified) o.n_ctx = 256 * std::uint32_t(o.n_sequences);
+    o.n_ubatch = std::array{8u, 16u, 32u, 64u}[std::size_t(random.between(0, 3))];
+    o.sinks = std::array{0, 1, 4, 8}[std::size_t(random.between(0, 3))];
+    o.window = std::array{0, 8, 16, 32, 64, 100}[std::size_t(random.between(0, 5))];
+    const auto format = [&] {
+        constexpr std::array kFormats{"q8", "q8", "q8", "q4", "q4", "q6", "q5", "q3", "q2", "f16"};
+        return kFormats[std::size_t(random.between(0, int(kFormats.size()) - 1))];
+    };
+    o.key_format = format();
+    o.value_format = format();
+    switch (random.between(0, 4)) {
+        case 0:
+            o.window = kWindowOverAll;
+            break;
+        case 1:
+            o.key_format = o.value_format = "f16";
+            break;
+        default:
+            break;
+    }
+    return o;
+}
+
+bool PairOptions::exact() const {
+    return window == kWindowOverAll || (key_format == "f16" && value_format == "f16");
+}
+
+std::string PairOptions::text() const {
+    return fmt::format("n_ctx={} n_seq={} {} n_ubatch={} window={} sinks={} k={} v={}", n_ctx, n_sequences,
+                       unified ? "unified" : "streams", n_ubatch, window, sinks, key_format, value_format);
+}
+
+Pair::Pair(const Subject& subject, const PairOptions& options, Figures& figures)
+    : subject_(subject), options_(options), figures_(figures), cells_(options.n_sequences) {
+    note("create " + options.text());
+    n_vocab_ = std::size_t(llama_vocab_n_tokens(llama_model_get_vocab(subject.host)));
+    char error[256] = "";
+    const std::string settings = fmt::format("window={},sinks={},k={},v={}", options.window, options.sinks,
+                                             options.key_format, options.value_format);
+    if (subject.plugin->configure(settings.c_str(), error, sizeof error) == 0)
+        throw std::runtime_error(error);
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = options.n_ctx;
+    params.n_batch = 512;
+    params.n_ubatch = options.n_ubatch;
+    params.n_seq_max = std::uint32_t(options.n_sequences);
+    params.kv_unified = options.unified;
+    params.n_threads = params.n_threads_batch = options.n_threads;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.swa_full = false;
+    host_ = llama_init_from_model(subject.host, params);
+    params.cb_eval = on_node;
+    params.cb_eval_user_data = this;
+    ours_ = llama_init_from_model(subject.ours, params);
+    if (host_ == nullptr || ours_ == nullptr) {
+        llama_free(host_);
+        llama_free(ours_);
+        throw Mismatch("a context could not be created: " + options.text());
+    }
+}
+
+Pair::~Pair() {
+    llama_free(ours_);
+    llama_free(host_);
+}
+
+bool Pair::on_node(ggml_tensor* node, bool ask, void* self) {
+    auto* pair = static_cast<Pair*>(self);
+    if (!ask || node->op != GGML_OP_FLASH_ATTN_EXT) return false;
+    for (const ggml_tensor* view : {node->src[1], node->src[2]}) {
+        ggml_tensor* root = view->view_src;
+        auto& known = pair->tensors_;
+        if (root != nullptr && std::find(known.begin(), known.end(), root) == known.end())
+            known.push_back(root);
+    }
+    return false;
+}
+
+Tolerance Pair::tolerance() const {
+    Tolerance t;
+    t.key_bits = bits_of(options_.key_format);
+    t.value_bits = bits_of(options_.value_format);
+    if (!subject_.has_values) t.value_bits = t.key_bits;  // V is a view of K
+    t.exact = options_.exact();
+    t.n_layer = subject_.n_layer;
+    t.attention_sigma = subject_.attention_sigma;
+    t.encodings = encodings_;
+    return t;
+}
+
+std::size_t Pair::room(llama_seq_id sequence) const {
+    const std::size_t used = options_.unified ? cells_.n_cells() : cells_.n_cells(sequence);
+    const std::size_t all =
+        options_.unified ? options_.n_ctx : options_.n_ctx / std::uint32_t(options_.n_sequences);
+    return all - std::min(all, used);
+}
+
+bool Pair::can_shift() const { return llama_memory_can_shift(host_memory()); }
+
+int Pair::run(llama_context* context, const std::vector<PairToken>& batch, std::vector<float>& logits) const {
+    llama_batch b = llama_batch_init(std::int32_t(batch.size()), 0, options_.n_sequences);
+    b.n_tokens = std::int32_t(batch.size());
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+        b.token[i] = batch[i].token;
+        b.pos[i] = batch[i].position;
+        b.n_seq_id[i] = std::int32_t(batch[i].sequences.size());
+        std::copy(batch[i].sequences.begin(), batch[i].sequences.end(), b.seq_id[i]);
+        b.logits[i] = 1;
+    }
+    const int status = llama_decode(context, b);
+    logits.clear();
+    for (std::size_t i = 0; status == 0 && i < batch.size(); ++i) {
+        const float* row = llama_get_logits_ith(context, std::int32_t(i));
+        logits.insert(logits.end(), row, row + n_vocab_);
+    }
+    llama_batch_free(b);
+    return status;
+}
+
+void Pair::compare_logits(const std::vector<float>& expected, const std::vector<float>& actual, double bound,
+                          bool exact, const char* what) {
+    ++figures_.comparisons;
+    const std::size_t n_rows = expected.size() / n_vocab_;
+    for (std::size_t row = 0; row < n_rows; ++row) {
+        const double error = nmse(std::span(expected).subspan(row * n_vocab_, n_vocab_),
+                                  std::span(actual).subspan(row * n_vocab_, n_vocab_));
+        figures_.max_nmse = std::max(figures_.max_nmse, error);
+        if (exact) figures_.max_nmse_exact = std::max(figures_.max_nmse_exact, error);
+        figures_.max_share = std::max(figures_.max_share, error / bound);
+        if (!(error <= bound))
+            throw Mismatch(fmt::format("logits of {} (token {} of {}): NMSE {:.3g}, bound {:.3g}", what, row,
+                                       n_rows, error, bound));
+    }
+}
+
+bool Pair::decode(const std::vector<PairToken>& batch) {
+    std::vector<float> expected, actual;
+    const int host_status = run(host_, batch, expected);
+    const int our_status = run(ours_, batch, actual);
+    note(fmt::format("decode {} tokens, first {} at {} of sequence {}: status {}", batch.size(),
+                     batch.front().token, batch.front().position, batch.front().sequences.front(),
+                     host_status));
+    if (host_status != our_status)
+        throw Mismatch(fmt::format("llama_decode returns {} for the host's cache and {} for ours",
+                                   host_status, our_status));
+    pending_ = false;
+    if (host_status == 1) return false;
+    if (host_status != 0) throw Mismatch(fmt::format("llama_decode fails with {}", host_status));
+    for (const PairToken& t : batch) cells_.add(t.token, t.position, t.sequences);
+    encodings_ += double(batch.size()) / 64;
+    compare_logits(expected, actual, tolerance().logits(), options_.exact(), "a batch");
+    return true;
+}
+
+void Pair::probe(Random& random) {
+    std::vector<PairToken> batch;
+    for (llama_seq_id s = 0; s < cells_.n_sequences(); ++s) {
+        if (!cells_.empty(s) && room(s) > batch.size())
+            batch.push_back({llama_token(random.between(3, int(n_vocab_) - 1)), cells_.last(s) + 1, {s}});
+    }
+    if (batch.empty()) return;
+    std::vector<float> expected, actual;
+    const int host_status = run(host_, batch, expected);
+    const int our_status = run(ours_, batch, actual);
+    pending_ = false;
+    note(fmt::format("probe: status {}", host_status));
+    if (host_status != our_status)
+        throw Mismatch(fmt::format("a probe: llama_decode returns {} for the host's cache and {} for ours",
+                                   host_status, our_status));
+    if (host_status != 0) return;
+    compare_logits(expected, actual, tolerance().logits(), options_.exact(), "a probe");
+    for (const PairToken& t : batch) {
+        llama_memory_seq_rm(host_memory(), t.sequences[0], t.position, -1);
+        llama_memory_seq_rm(our_memory(), t.sequences[0], t.position, -1);
+    }
+}
+
+void Pair::check_metadata() const {
+    for (llama_seq_id s = 0; s < cells_.n_sequences(); ++s) {
+        const llama_pos host_first = llama_memory_seq_pos_min(host_memory(), s);
+        const llama_pos our_first = llama_memory_seq_pos_min(our_memory(), s);
+        const llama_pos host_last = llama_memory_seq_pos_max(host_memory(), s);
+        const llama_pos our_last = llama_memory_seq_pos_max(our_memory(), s);
+        if (host_first != our_first || host_last != our_last)
+            throw Mismatch(fmt::format("sequence {} is [{}, {}] in the host's cache, [{}, {}] in ours", s,
+                                       host_first, host_last, our_first, our_last));
+        const bool first_is_known = !subject_.sliding_window;
+        if ((first_is_known && host_first != cells_.first(s)) || host_last != cells_.last(s))
+            throw Mismatch(fmt::format("sequence {} is [{}, {}] in both caches, [{}, {}] in the model", s,
+                                       host_first, host_last, cells_.first(s), cells_.last(s)));
+    }
+}
+
+void Pair::check_rows() {
+    // A shift or copy between streams that is still to come has moved positions, but no rows.
+    if (pending_ || cells_.all_empty()) return;
+    const auto whole = [](llama_context* context) {
+        std::vector<std::uint8_t> state(llama_state_get_size(context));
+        state.resize(llama_state_get_data(context, state.data(), state.size()));
+        return state;
+    };
+    RowsError error;
+    try {
+        error = compare_states(whole(host_), whole(ours_), true, subject_.has_values, tolerance());
+    } catch (const std::runtime_error& e) {
+        throw Mismatch(e.what());
+    }
+    ++figures_.row_comparisons;
+    figures_.max_row_share = std::max(figures_.max_row_share, error.worst > 1e100 ? 0 : error.worst);
+    if (!(error.worst <= 1))
+        throw Mismatch(
+            fmt::format("{}: NMSE {:.3g}, {:.3g} times its bound", error.where, error.nmse, error.worst));
+}
+
+void Pair::check_fresh(llama_context* fresh, Random& random) {
+    const auto s = llama_seq_id(random.between(0, cells_.n_sequences() - 1));
+    if (cells_.empty(s) || !cells_.pure(s) || room(s) == 0 || subject_.sliding_window) return;
+    std::vector<PairToken> tokens;
+    for (const auto& cell : cells_.sequence(s)) {
+        if (cell.position != llama_pos(tokens.size())) return;
+        tokens.push_back({cell.token, cell.position, {0}});
+    }
+    const PairToken next{llama_token(random.between(3, int(n_vocab_) - 1)), llama_pos(tokens.size()), {0}};
+    tokens.push_back(next);
+    if (tokens.size() > 512) return;
+    llama_memory_clear(llama_get_memory(fresh), true);
+    std::vector<float> all, host, actual;
+    if (run(fresh, tokens, all) != 0) throw Mismatch("a fresh context fails");
+    const std::vector<PairToken> batch{{next.token, next.position, {s}}};
+    if (run(host_, batch, host) != 0) return;
+    if (run(ours_, batch, actual) != 0) throw Mismatch("a decode fails in our cache only");
+    pending_ = false;
+    note(fmt::format("compare sequence {} with a fresh context", s));
+    llama_memory_seq_rm(host_memory(), s, next.position, -1);
+    llama_memory_seq_rm(our_memory(), s, next.position, -1);
+    const std::vector<float> expected(all.end() - std::ptrdiff_t(n_vocab_), all.end());
+    ++figures_.fresh_comparisons;
+    const Tolerance t = tolerance();
+    compare_logits(expected, actual, t.logits(), false, "the next token, beside a fresh context");
+}
+
+}  // namespace mixed_kv::tools
