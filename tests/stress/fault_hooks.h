@@ -1,0 +1,20 @@
+// Faults of the system, for tests: the executable that links this replaces mmap(), operator new, and
+// ggml_version() for every library it loads.
+#pragma once
+
+#include <cstddef>
+
+namespace mixed_kv::test {
+
+// The n-th request for memory of this kind that the plugin makes from now on fails, and all after it when
+// `for_good`. n < 0: none. Returns how many requests there have been since the last call.
+enum class Memory {
+    kPages,    // mmap of cache pages and of a cache's address range
+    kRecords,  // operator new called by the plugin's own code
+};
+long fail_from(Memory kind, long n, bool for_good = false);
+
+// What ggml_version() says from now on; null: the truth.
+void pretend_ggml_version(const char* version);
+
+}  // namespace mixed_kv::test
