@@ -72,7 +72,17 @@ double f16_equivalent(const Settings& settings) {
         const double hot = std::min(kPlannedRows, double(settings.window) + kPageTokens + settings.sinks);
         return (16.0 * hot + format->bits_per_value(role, 128) * (kPlannedRows - hot)) / kPlannedRows;
     };
-    return 32.0 / (bits(settings.key_format, KvRole::key) + bits(settings.value_format, KvRole::value));
+    double k = bits(settings.key_format, KvRole::key), v = bits(settings.value_format, KvRole::value);
+    // Which layers a model has is not known here: nobody is promised more than the widest rule leaves.
+    for (const LayerRule& rule : settings.layers) {
+        if (rule.key) k = std::max(k, bits(*rule.key, KvRole::key));
+        if (rule.value) v = std::max(v, bits(*rule.value, KvRole::value));
+    }
+    if (settings.allocation != nullptr && settings.layers.empty()) {
+        const double hot = std::min(kPlannedRows, double(settings.window) + kPageTokens + settings.sinks);
+        k = v = (16.0 * hot + settings.allocation->bits() * (kPlannedRows - hot)) / kPlannedRows;
+    }
+    return 32.0 / (k + v);
 }
 
 std::size_t memory_for_caches(std::size_t available, const Settings& settings) {
