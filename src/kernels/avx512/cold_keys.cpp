@@ -1,0 +1,92 @@
+// qk over cold pages with the integer scheme of src/kernels/scalar/cold.cpp.
+
+#include "formats/format_list.h"
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/codes.h"
+#include "kernels/avx512/fold.h"
+#include "kernels/avx512/sums.h"
+
+namespace mixed_kv::kernels::avx512 {
+namespace {
+
+// Scores of kRows rows for tokens 16 kFirst.. + 16 kVectors - 1; add: on top of what is there.
+template <int kBits, int kRows, int kFirst, int kVectors>
+inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Pass& pass, int length, int r0, bool add,
+                    Ahead& page_ahead) noexcept {
+    Ahead ahead = page_ahead;
+    const int n_groups = l.dim / 4;
+    const std::byte* parts = pass.parts + std::ptrdiff_t(2) * r0 * length;
+    Sums<kRows, kVectors> sum;
+    clear<kRows, kVectors>(sum);
+    for (int g = 0; g < n_groups; ++g, parts += 8) {
+        ahead.step<lines_per_step(kBits, kVectors)>();
+        __m512i codes[kVectors];
+        unroll<kVectors>([&](auto j) {
+            codes[j.value] = key_codes<kBits, kFirst + decltype(j)::value>(a.keys.data, l, g);
+        });
+        unroll<kRows>([&](auto r) {
+            unroll<kVectors>([&](auto j) {
+                add_products(sum[r.value][j.value], codes[j.value],
+                             parts + std::ptrdiff_t(2) * r.value * length);
+            });
+        });
+    }
+    page_ahead = ahead;
+    unroll<kRows>([&](auto row) {
+        constexpr int r = decltype(row)::value;
+        const __m512 step = _mm512_set1_ps(pass.step[r0 + r]),
+                     constant = _mm512_set1_ps(pass.constant[r0 + r]);
+        unroll<kVectors>([&](auto j) {
+            constexpr int kJ = decltype(j)::value;
+            Sum s = sum[r][kJ];
+            if constexpr (key_contains_next(kBits, kFirst + kJ)) {
+                s.high -= sum[r][kJ + 1].high;
+                s.low -= sum[r][kJ + 1].low;
+            }
+            const __m512 x = _mm512_cvtepi32_ps(whole<key_shift(kBits, kFirst + kJ)>(s, pass.start[r0 + r]));
+            float* out = a.scores + (r0 + r) * kPage + (kFirst + kJ) * 16;
+            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), _mm512_mul_ps(x, step))
+                                      : _mm512_fmadd_ps(x, step, constant));
+        });
+    });
+}
+
+// One pass of qk over rows r .. r + kRows - 1.
+template <int kBits, int kRows>
+inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int length, int r, bool add,
+                    Ahead& ahead) noexcept {
+    if constexpr (kRows <= 2) {
+        qk_tile<kBits, kRows, 0, 4>(a, l, pass, length, r, add, ahead);
+    } else {
+        qk_tile<kBits, kRows, 0, 2>(a, l, pass, length, r, add, ahead);
+        qk_tile<kBits, kRows, 2, 2>(a, l, pass, length, r, add, ahead);
+    }
+}
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    const int length = padded(a.keys.head_dim);
+    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
+    const float noise = formats::score_noise(kBits, a.keys.head_dim);
+    Scratch s = make_scratch(a.scratch, length);
+    const bool rest = fold<kBits>(a.keys.data, a.keys.next, l, a.q, a.q_stride, a.n_rows, length,
+                                  formats::q16_limit(kBits, a.keys.head_dim), s, [&](int, float step) {
+                                      return step * noise > formats::kScoreNoiseAllowed;
+                                  });
+    Ahead ahead(a.keys.next, l.byte_plane, l.bytes, a.keys.data);
+    for_row_tiles(a.n_rows, [&](int r, auto rows) {
+        constexpr int kRows = decltype(rows)::value;
+        qk_rows<kBits, kRows>(a, l, s.first, length, r, false, ahead);
+        if (rest && any_rest(s, r, kRows)) {
+            qk_rows<kBits, kRows>(a, l, s.rest, length, r, true, ahead);
+        }
+    });
+}
+
+}  // namespace
+
+#define MIXED_KV_DEFINE_FORMAT(name, bits) \
+    void qk_##name##_avx512(const QkArgs& args) noexcept { qk_cold<bits>(args); }
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
+
+}  // namespace mixed_kv::kernels::avx512

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/avx2/simd.h"
+#include "kernels/avx512/intrinsics.h"
+
+// Small helpers over __m512. Internal linkage: no compiled copy is shared with other files.
+namespace mixed_kv::kernels::avx512 {
+namespace {
+
+using avx2::for_row_tiles;
+
+inline __m512i load_i(const void* p) noexcept { return _mm512_loadu_si512(p); }
+
+inline __m512 load_halves(const void* p) noexcept {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+
+// Lanes 0..n-1; 0 <= n <= 16.
+inline __mmask16 lane_mask(int n) noexcept { return static_cast<__mmask16>((1u << n) - 1u); }
+
+// The halves of a mask's lanes, the rest 0, without touching the others' bytes.
+inline __m512 load_halves(const void* p, __mmask16 lanes) noexcept {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p));
+}
+
+// Four bytes (or one float) to every lane.
+inline __m512i broadcast4(const std::byte* p) noexcept {
+    std::int32_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return _mm512_set1_epi32(bits);
+}
+
+inline float horizontal_sum(__m512 x) noexcept {
+    return avx2::horizontal_sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+
+inline float horizontal_max(__m512 x) noexcept {
+    return avx2::horizontal_max(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+
+inline std::int32_t horizontal_sum(__m512i x) noexcept {
+    return avx2::horizontal_sum(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)));
+}
+
+// Calls f(Int<0>), ..., f(Int<kN - 1>). Unlike a loop it makes every index a constant from the start, which
+// keeps arrays of sums in registers through to the end of a tile.
+template <int kN, int kI = 0, typename F>
+inline __attribute__((always_inline)) void unroll(F&& f) noexcept {
+    if constexpr (kI < kN) {
+        f(avx2::Int<kI>{});
+        unroll<kN, kI + 1>(f);
+    }
+}
+
+inline void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// Fetches the next page while this one is computed, a few lines per step: a strip of a block is no stream
+// that the hardware would follow, and pages are not neighbours in memory. No branch: from the last lines on,
+// the same ones are asked for again, up to kLines - 1 of them beyond the block.
+struct Ahead {
+    const std::byte* at;
+    const std::byte* end;
+
+    // Bytes [from, to) of the next page; current: any readable address, asked for instead without one.
+    Ahead(const std::byte* next, std::size_t from, std::size_t to, const std::byte* current) noexcept
+        : at(next != nullptr ? next + from : current), end(next != nullptr ? next + to : current) {}
+    template <int kLines>
+    void step() noexcept {
+        unroll<kLines>([this](auto i) { prefetch(at + i.value * 64); });
+        at += at + kLines * 64 < end ? kLines * 64 : 0;
+    }
+};
+
+}  // namespace
+}  // namespace mixed_kv::kernels::avx512
