@@ -1,5 +1,10 @@
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <sstream>
 
+#include "kernels/cpu_features.h"
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/error.h"
 
@@ -32,6 +37,53 @@ TEST(Dispatch, UnknownNamesAreRefusedWithTheValidOnes) {
     }
 }
 
+TEST(Dispatch, SetsThatTheCpuCannotRunAreRefused) {
+    int refused = 0;
+    for (const std::string_view isa : compiled_isas()) {
+        if (is_supported(isa)) {
+            continue;
+        }
+        ++refused;
+        try {
+            kernel_set(isa);
+            FAIL() << isa << " was accepted";
+        } catch (const Error& error) {
+            EXPECT_NE(std::string(error.what()).find("this CPU cannot run '" + std::string(isa)),
+                      std::string::npos);
+        }
+    }
+    if (refused == 0) {
+        GTEST_SKIP() << "this CPU runs every compiled set";
+    }
+}
+
+#if defined(__x86_64__)
+// Linux lists a feature only if it saves the registers that it needs.
+TEST(Dispatch, FeaturesAreThoseThatTheKernelLists) {
+    std::ifstream file("/proc/cpuinfo");
+    std::string line;
+    while (std::getline(file, line) && line.rfind("flags", 0) != 0) {
+    }
+    if (line.rfind("flags", 0) != 0) {
+        GTEST_SKIP() << "/proc/cpuinfo lists no flags";
+    }
+    std::istringstream words(line.substr(line.find(':') + 1));
+    const std::vector<std::string> flags{std::istream_iterator<std::string>(words), {}};
+    const auto all = [&](std::initializer_list<const char*> names) {
+        for (const char* name : names) {
+            if (std::find(flags.begin(), flags.end(), name) == flags.end()) {
+                return false;
+            }
+        }
+        return true;
+    };
+    const bool avx2 = all({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2"});
+    EXPECT_EQ(kernels::cpu_has_avx2(), avx2);
+    EXPECT_EQ(kernels::cpu_has_avx512(),
+              avx2 && all({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}));
+}
+#endif
+
 TEST(Dispatch, RequiredInstructionSetsArePresent) {
     if (required_isas().empty()) {
         GTEST_SKIP() << "MIXED_KV_REQUIRE_ISA names none";
@@ -57,6 +109,12 @@ TEST(DispatchDeathTest, EnvironmentForcesASet) {
     EXPECT_EXIT(run(""), ::testing::ExitedWithCode(0), "active " + std::string(supported_isas().front()));
     EXPECT_EXIT(run("bogus"), ::testing::ExitedWithCode(0),
                 "MIXED_KV_ISA: unknown instruction set 'bogus'.*scalar");
+    for (const std::string_view isa : compiled_isas()) {
+        const std::string name(isa);
+        EXPECT_EXIT(run(name.c_str()), ::testing::ExitedWithCode(0),
+                    is_supported(isa) ? "active " + name
+                                      : "MIXED_KV_ISA: this CPU cannot run '" + name + "'.*scalar");
+    }
 }
 
 }  // namespace
