@@ -20,7 +20,6 @@ namespace {
 constexpr int kMaxThreads = 512;  // GGML_MAX_N_THREADS
 constexpr int kMinRounds = 5;     // for a median and quartiles
 constexpr std::int64_t kMaxRows = std::int64_t(1) << 24;
-constexpr std::size_t kMinSharedRotationMib = 1024;
 
 const std::vector<std::string> kHostTypes = {"f16", "q8_0", "q4_0"};
 
@@ -58,6 +57,12 @@ void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
         ->type_name("NAME");
     list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
         ->type_name("TYPE");
+    app.add_option(
+           "--rotate-mib", bench.rotation_mib,
+           "Least MiB that every measurement rotates through; from 1024 on at least twice the last-level "
+           "cache. Less may measure caches, and the output says so")
+        ->capture_default_str()
+        ->check(CLI::Range(std::size_t(1), std::size_t(1) << 20));
     app.add_option("--rounds", bench.n_rounds, "Interleaved rounds; medians and quartiles are over these")
         ->capture_default_str()
         ->check(CLI::Range(kMinRounds, 10000));
@@ -82,12 +87,6 @@ void add_shape(CLI::App& app, BenchArguments& bench) {
     app.add_option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own")
         ->capture_default_str()
         ->check(CLI::Range(1, 256));
-    app.add_option(
-           "--rotate-mib", bench.rotation_mib,
-           "Least size of the caches that each measurement rotates through (at least twice the last-level "
-           "cache is always taken from 1024 on; less than that may measure caches, and says so)")
-        ->capture_default_str()
-        ->check(CLI::Range(std::size_t(1), std::size_t(1) << 20));
 }
 
 void check_shape(const BenchArguments& bench) {

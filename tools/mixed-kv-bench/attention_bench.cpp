@@ -47,8 +47,16 @@ std::size_t scratch_bytes(const AttentionShape& shape, const std::string& isa, i
 // One rig with its measurements.
 struct Contestant {
     std::unique_ptr<AttentionRig> rig;
-    int ops_per_round = 1;
     std::vector<double> us;
+
+    void run_round() {
+        double seconds = 0;
+        for (int i = 0; i < kMaxOpsPerRound && (i == 0 || seconds < kSecondsPerRound); ++i) {
+            const double op = rig->run_next();
+            seconds += op;
+            us.push_back(op * 1e6);
+        }
+    }
 };
 
 void check_memory(const AttentionShape& shape, const BenchArguments& arguments, std::size_t rotation) {
@@ -84,18 +92,13 @@ AttentionCase run_case(HostRuntime& runtime, ReadBandwidth& bandwidth, const Ben
         contestants.back().rig = std::make_unique<AttentionRig>(
             runtime, shape, data, AttentionRig::Options{type, *cache_type_from_name(type), "", rotation});
     }
-    for (Contestant& c : contestants) {  // warm-up, which also says how long an op takes
-        c.rig->run_next();
-        const double seconds = c.rig->run_next();
-        c.ops_per_round =
-            int(std::clamp(kSecondsPerRound / std::max(seconds, 1e-9), 1.0, double(kMaxOpsPerRound)));
+    for (Contestant& c : contestants) {  // warm-up
+        for (int i = 0; i < 2; ++i) c.rig->run_next();
     }
     bandwidth.next_group();
     for (int round = 0; round < arguments.n_rounds; ++round) {
         bandwidth.sample(kBandwidthSampleBytes);
-        for (Contestant& c : contestants) {
-            for (int i = 0; i < c.ops_per_round; ++i) c.us.push_back(c.rig->run_next() * 1e6);
-        }
+        for (Contestant& c : contestants) c.run_round();
     }
     const Contestant& ours = contestants.front();
     result.us = spread_of(ours.us);
@@ -138,6 +141,13 @@ void add_shares(AttentionReport& report) {
     }
 }
 
+void set_rotation(BenchMachine& machine, const BenchArguments& arguments) {
+    const std::size_t asked = arguments.rotation_mib << 20;
+    machine.reads_memory = asked >= std::size_t(1) << 30;
+    machine.rotation_bytes =
+        machine.reads_memory ? std::max(asked, 2 * machine.last_level_cache_bytes) : asked;
+}
+
 AttentionReport run_attention_bench(const BenchArguments& arguments) {
     AttentionReport report;
     report.mode = arguments.mode;
@@ -146,10 +156,7 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
     machine.isa = arguments.isa;
     machine.n_threads = arguments.n_threads;
     machine.last_level_cache_bytes = last_level_cache_bytes();
-    const std::size_t asked = arguments.rotation_mib << 20;
-    const std::size_t reads_memory = std::max(std::size_t(1) << 30, 2 * machine.last_level_cache_bytes);
-    machine.reads_memory = asked >= std::size_t(1) << 30;
-    machine.rotation_bytes = machine.reads_memory ? std::max(asked, reads_memory) : asked;
+    set_rotation(machine, arguments);
 
     HostRuntime runtime(arguments.n_threads);
     machine.host_library = runtime.cpu_library();

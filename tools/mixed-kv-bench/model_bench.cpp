@@ -30,7 +30,6 @@ struct Contestant {
         : name(std::move(name_in)), context(std::move(context_in)) {}
     std::string name;  // host type, or "ours"
     std::unique_ptr<Context> context;
-    int tokens_per_round = kMinTokensPerRound;
     std::vector<double> rates;  // of single tokens
 
     // Decodes one token; seconds.
@@ -39,6 +38,17 @@ struct Contestant {
         const auto begin = std::chrono::steady_clock::now();
         context->decode(&token, 1);
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+
+    void run_round() {
+        step();  // wakes this context's threads
+        double seconds = 0;
+        for (int i = 0; i < kMaxTokensPerRound && (i < kMinTokensPerRound || seconds < kSecondsPerRound);
+             ++i) {
+            const double token = step();
+            seconds += token;
+            rates.push_back(1.0 / token);
+        }
     }
 };
 
@@ -87,7 +97,7 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
     machine.isa = arguments.isa;
     machine.n_threads = arguments.n_threads;
     machine.last_level_cache_bytes = last_level_cache_bytes();
-    machine.rotation_bytes = std::max(std::size_t(1) << 30, 2 * machine.last_level_cache_bytes);
+    set_rotation(machine, arguments);
     report.model = arguments.model;
     report.window = arguments.window;
     report.sinks = arguments.sinks;
@@ -126,10 +136,7 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
         for (Contestant& c : contestants) {
             fill(c, depth, n_vocab);
             c.rates.clear();
-            c.step();
-            const double seconds = c.step();
-            c.tokens_per_round = int(std::clamp(kSecondsPerRound / seconds, double(kMinTokensPerRound),
-                                                double(kMaxTokensPerRound)));
+            for (int i = 0; i < 2; ++i) c.step();  // warm-up
             back_to(c, depth);
         }
         ModelCase result;
@@ -141,8 +148,7 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
         for (int round = 0; round < arguments.n_rounds; ++round) {
             bandwidth.sample(kBandwidthSampleBytes);
             for (Contestant& c : contestants) {
-                c.step();  // wakes this context's threads
-                for (int i = 0; i < c.tokens_per_round; ++i) c.rates.push_back(1.0 / c.step());
+                c.run_round();
                 back_to(c, depth);
             }
         }

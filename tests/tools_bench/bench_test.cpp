@@ -1,0 +1,176 @@
+// mixed-kv-bench by its command line: fields, limits and refusals. Small shapes; no speed is expected of
+// them.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "command.h"
+
+namespace mixed_kv::test {
+
+namespace {
+
+std::vector<std::string> small(const std::string& mode, std::vector<std::string> more) {
+    std::vector<std::string> arguments = {mode, "--head-dim", "64", "--n-head",     "4", "--n-head-kv",
+                                          "2",  "--threads",  "1",  "--rotate-mib", "8"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+}
+
+void expect_machine(const nlohmann::json& json) {
+    EXPECT_GT(json.at("read_bandwidth").get<double>(), 1e8);
+    EXPECT_EQ(json.at("threads"), 1);
+    EXPECT_FALSE(json.at("isa").get<std::string>().empty());
+    EXPECT_FALSE(json.at("read_pattern").get<std::string>().empty());
+}
+
+TEST(Bench, AttentionJson) {
+    const CommandResult result =
+        run_tool("mixed-kv-bench", small("attention", {"--n-kv", "256,1000", "--n-q", "2", "--n-seq", "2",
+                                                       "--k", "q4,f16", "--v", "q8,f16", "--json"}));
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_EQ(json.at("mode"), "attention");
+    EXPECT_EQ(json.at("reads_memory"), false);
+    expect_machine(json);
+    ASSERT_EQ(json.at("cases").size(), 4U);
+    for (const nlohmann::json& c : json.at("cases")) {
+        const bool f16 = c.at("k") == "f16";
+        EXPECT_EQ(c.at("v"), f16 ? "f16" : "q8");
+        EXPECT_GT(c.at("us").get<double>(), 0);
+        EXPECT_GE(c.at("samples").get<int>(), 5);
+        EXPECT_LE(c.at("us_quartiles")[0].get<double>(), c.at("us").get<double>());
+        const double share = c.at("bandwidth_share").get<double>();
+        EXPECT_GT(share, 0);
+        EXPECT_LE(share, 1);
+        EXPECT_NEAR(share,
+                    c.at("kv_bytes").get<double>() / (c.at("us").get<double>() * 1e-6) /
+                        json.at("read_bandwidth").get<double>(),
+                    1e-3 * share);
+        if (f16) {
+            // Whole pages of 64 rows are held.
+            const double rows = c.at("n_kv") == 256 ? 256 : 1024;
+            EXPECT_EQ(c.at("kv_bytes").get<double>(), rows * 2 * 2 * 64 * 2 * 2);
+        }
+        EXPECT_LE(c.at("relative_rms").get<double>(), f16 ? 3e-5 : 2e-4);
+        EXPECT_GT(c.at("scratch_bytes_per_thread").get<int>(), 0);
+        for (const char* type : {"f16", "q8_0", "q4_0"}) {
+            EXPECT_GT(c.at("host").at(type).get<double>(), 0);
+            EXPECT_NEAR(c.at("speedup").at(type).get<double>(),
+                        c.at("host").at(type).get<double>() / c.at("us").get<double>(),
+                        1e-3 * c.at("speedup").at(type).get<double>());
+        }
+    }
+}
+
+TEST(Bench, PrefillJson) {
+    const CommandResult result = run_tool(
+        "mixed-kv-bench", small("prefill", {"--n-q", "40", "--depth", "0,200", "--host", "f16", "--json"}));
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_EQ(json.at("mode"), "prefill");
+    expect_machine(json);
+    ASSERT_EQ(json.at("cases").size(), 2U);
+    for (const nlohmann::json& c : json.at("cases")) {
+        EXPECT_GT(c.at("gflops").get<double>(), 0);
+        EXPECT_GT(c.at("peak_gflops").get<double>(), c.at("gflops").get<double>());
+        EXPECT_FALSE(c.at("peak_unit").get<std::string>().empty());
+        EXPECT_EQ(c.at("host").size(), 1U);
+        EXPECT_EQ(c.at("n_kv").get<int>(), c.at("depth").get<int>() + 40);
+    }
+}
+
+TEST(Bench, OtherOutputsAndScalar) {
+    const CommandResult csv =
+        run_tool("mixed-kv-bench",
+                 small("attention", {"--n-kv", "256", "--isa", "scalar", "--host", "none", "--csv"}));
+    ASSERT_EQ(csv.exit_status, 0) << csv.err;
+    EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,k,v,", 0), 0U);
+    EXPECT_NE(csv.out.find("\nattention,scalar,1,"), std::string::npos) << csv.out;
+    const CommandResult table =
+        run_tool("mixed-kv-bench",
+                 small("attention", {"--n-kv", "256", "--k", "q2", "--v", "q3", "--host", "q8_0", "--md"}));
+    ASSERT_EQ(table.exit_status, 0) << table.err;
+    for (const char* part : {"1 thread;", "kernels: ", "Roofline: read bandwidth ",
+                             "Scratch per thread: ", "caches may have served reads", "| q2 | q3 |"})
+        EXPECT_NE(table.out.find(part), std::string::npos) << part << "\n" << table.out;
+}
+
+TEST(Bench, ModelJsonAndPlot) {
+    const std::string svg = scratch_folder() + "/plot.svg";
+    const CommandResult result = run_tool(
+        "mixed-kv-bench", {"model", "-m", random_model(), "--depths", "0,600", "--threads", "1", "--k", "q4",
+                           "--v", "q8", "--window", "64", "--rotate-mib", "8", "--svg", svg, "--json"});
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_EQ(json.at("mode"), "model");
+    expect_machine(json);
+    EXPECT_EQ(json.at("window"), 64);
+    ASSERT_EQ(json.at("cases").size(), 2U);
+    EXPECT_EQ(json.at("cases")[0].at("depth"), 0);
+    for (const nlohmann::json& c : json.at("cases")) {
+        EXPECT_GT(c.at("tokens_per_second").get<double>(), 0);
+        EXPECT_GE(c.at("samples").get<int>(), 5);
+        for (const char* type : {"f16", "q8_0", "q4_0"}) EXPECT_GT(c.at("host").at(type).get<double>(), 0);
+    }
+    const nlohmann::json& deep = json.at("cases")[1];
+    // 600 rows really are there, and most of them are cold: fewer bytes than in FP16, more than codes alone.
+    const double values = 600.0 * 3 * 2 * 2 * 64;
+    EXPECT_LT(deep.at("kv_bytes").get<double>(), values * 2 * 0.7);
+    EXPECT_GT(deep.at("kv_bytes").get<double>(), values * 0.5);
+    std::ifstream file(svg);
+    std::stringstream text;
+    text << file.rdbuf();
+    EXPECT_EQ(text.str().rfind("<svg", 0), 0U);
+    EXPECT_NE(text.str().find(">600<"), std::string::npos);
+}
+
+struct Refusal {
+    std::string name;
+    std::vector<std::string> arguments;
+    int exit_status;
+    std::string says;
+};
+void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.name; }
+
+const Refusal kRefusals[] = {
+    {"NoMode", {}, 2, "subcommand"},
+    {"UnknownMode", {"sprint"}, 2, "subcommand"},
+    {"UnknownKeyFormat", {"attention", "--k", "q77"}, 2, "q77"},
+    {"UnknownValueFormat", {"prefill", "--v", "int4"}, 2, "int4"},
+    {"UnknownIsa", {"attention", "--isa", "mmx"}, 2, "mmx"},
+    {"UnknownHostType", {"attention", "--host", "q9_9"}, 2, "q9_9"},
+    {"TwoOutputs", {"attention", "--json", "--csv"}, 2, "one of"},
+    {"HeadsDoNotDivide", {"attention", "--n-head", "32", "--n-head-kv", "5"}, 2, "multiple"},
+    {"HeadDimOfHostBlocks", {"attention", "--head-dim", "40"}, 2, "multiple of 32"},
+    {"MoreQueriesThanCells", {"attention", "--n-kv", "4", "--n-q", "8"}, 2, "no room"},
+    {"MoreHotThanCells", {"attention", "--n-kv", "64", "--hot", "65"}, 2, "--hot"},
+    {"TooFewRounds", {"attention", "--rounds", "4"}, 2, "rounds"},
+    {"NoThreads", {"attention", "--threads", "0"}, 2, "threads"},
+    {"NoCells", {"attention", "--n-kv", "0"}, 2, "n-kv"},
+    {"TooLargeForMemory", {"attention", "--n-kv", "16777216", "--n-seq", "256"}, 1, "MiB"},
+    {"NoModel", {"model"}, 2, "--model"},
+    {"NoModelFile", {"model", "-m", "no/such.gguf"}, 1, "no/such.gguf"},
+    {"TwoFormatsOfAModel", {"model", "-m", "no/such.gguf", "--k", "q4,q8", "--v", "q4"}, 2, "one --k"},
+    {"DepthOfAttention", {"attention", "--depth", "5"}, 2, "--depth"},
+};
+
+class BenchRefusal : public testing::TestWithParam<Refusal> {};
+
+TEST_P(BenchRefusal, OneLineAndNonZeroExit) {
+    const CommandResult result = run_tool("mixed-kv-bench", GetParam().arguments);
+    EXPECT_EQ(result.exit_status, GetParam().exit_status) << result.err;
+    EXPECT_EQ(result.out, "");
+    ASSERT_EQ(result.err_lines().size(), 1U) << result.err;
+    EXPECT_EQ(result.err.rfind("mixed-kv-bench: error: ", 0), 0U) << result.err;
+    EXPECT_NE(result.err.find(GetParam().says), std::string::npos) << result.err;
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, BenchRefusal, testing::ValuesIn(kRefusals),
+                         [](const testing::TestParamInfo<Refusal>& test) { return test.param.name; });
+
+}  // namespace
+
+}  // namespace mixed_kv::test
