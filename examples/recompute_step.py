@@ -145,12 +145,13 @@ def hadamard(size):
 
 def decode_block(block, bits, is_key, head_dim, rotation):
     """One KV head's page: uint8 [block_bytes] to float64 [64][head_dim]."""
-    n_params = round_up(head_dim, 16) if is_key else PAGE
+    n_offsets = round_up(head_dim, 16)
+    n_scales = n_offsets if is_key else PAGE
     dim = round_up(head_dim, 4 if is_key else 16)
-    params = block[: 4 * n_params].view(np.float16).astype(np.float64)
-    scale, zero = params[:n_params], params[n_params:]
+    params = block[: 2 * (n_scales + n_offsets)].view(np.float16).astype(np.float64)
+    scale, offset = params[:n_scales], params[n_scales:]
     code = np.zeros((PAGE, dim), np.int64)
-    at, low_bits = round_up(4 * n_params, 64), 0
+    at, low_bits = round_up(2 * (n_scales + n_offsets), 64), 0
     for width in (8, 4, 2, 1):
         if bits & width:
             byte, shift = plane_places(width, is_key, dim)
@@ -158,8 +159,9 @@ def decode_block(block, bits, is_key, head_dim, rotation):
             at += round_up(PAGE * dim * width // 8, 64)
             low_bits += width
     if is_key:  # a scale and zero point per channel
-        return code[:, :head_dim] * scale[:head_dim] + zero[:head_dim]
-    rows = (code * scale[:, None] + zero[:, None])[:, :head_dim]  # per token, rotated along head_dim
+        return code[:, :head_dim] * scale[:head_dim] + offset[:head_dim]
+    # A scale per token and a mean per channel, rotated along head_dim; codes are symmetric about the mean.
+    rows = ((code - (2**bits - 1) / 2) * scale[:, None] + offset)[:, :head_dim]
     if rotation > 1:
         rows = (rows.reshape(PAGE, -1, rotation) @ hadamard(rotation)).reshape(PAGE, head_dim)
     return rows

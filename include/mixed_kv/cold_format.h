@@ -15,7 +15,7 @@ enum class KvRole { key, value };
 // A cold format: how one page of one KV head is stored once it leaves the hot window. Keys and values of the
 // same format name use different codecs of the same width (docs/cold-formats.md):
 //   key    asymmetric, scale and zero point per channel over the page's 64 tokens
-//   value  asymmetric, scale and zero point per token over head_dim, in the Hadamard-rotated basis
+//   value  scale per token over head_dim, about the page's mean per channel, in the Hadamard-rotated basis
 // Formats live in one registry; kernels, tests and benchmarks enumerate it.
 struct ColdFormat {
     std::string_view name;  // "q8", "q4", ... as in GGML_MIXED_KV_K

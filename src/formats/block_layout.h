@@ -5,8 +5,9 @@
 
 // Where everything lies in one KV head's encoded page (docs/data-layout.md has the pictures):
 //
-//   [scale fp16][zero fp16]  one per channel (key, padded to 16) or per token (value)
-//   [codes]                  planes of 8, 4, 2 and 1 bits that add up to the code width
+//   [scale fp16]    one per channel (key, padded to 16) or per token (value)
+//   [offset fp16]   one per channel, padded to 16: zero point (key), mean less the codes' mean (value)
+//   [codes]         planes of 8, 4, 2 and 1 bits that add up to the code width
 //
 // Every section starts at a multiple of 64 bytes. Included by files compiled for different instruction sets:
 // types are plain data and functions have internal linkage, so that no compiled copy is shared between them.
@@ -20,9 +21,9 @@ struct CodePlanes {
 };
 
 struct BlockLayout {
-    int n_params;       // scales, and as many zero points, padding included
-    int dim;            // head_dim rounded up to what the code layout holds
-    std::size_t zeros;  // offsets in bytes; the scales are at 0
+    int n_scales, n_offsets;  // padding included
+    int dim;                  // head_dim rounded up to what the code layout holds
+    std::size_t offsets;      // this and the following in bytes; the scales are at 0
     std::size_t byte_plane, nibble_plane, pair_plane, single_plane;
     std::size_t bytes;  // of the whole block
 };
@@ -53,11 +54,12 @@ constexpr BlockLayout block_layout(bool is_key, int bits, int head_dim) {
     constexpr auto align = [](std::size_t n) { return (n + 63) / 64 * 64; };
     const CodePlanes planes = code_planes(bits);
     BlockLayout l{};
-    l.n_params = is_key ? round_up(head_dim, 16) : kPageRows;
+    l.n_offsets = round_up(head_dim, 16);
+    l.n_scales = is_key ? l.n_offsets : kPageRows;
     l.dim = round_up(head_dim, is_key ? 4 : 16);
-    l.zeros = std::size_t(l.n_params) * 2;
+    l.offsets = std::size_t(l.n_scales) * 2;
     const std::size_t values = std::size_t(l.dim) * kPageRows;
-    std::size_t at = align(l.zeros * 2);
+    std::size_t at = align(l.offsets + std::size_t(l.n_offsets) * 2);
     l.byte_plane = at;
     at += planes.byte ? align(values) : 0;
     l.nibble_plane = at;
@@ -130,9 +132,24 @@ constexpr float kMassShareAllowed = 0.2f;
 
 // The decode kernels' codes are centred: code - code_centre, so that rounding q acts on small numbers.
 constexpr int code_centre(int bits) { return 1 << (bits - 1); }
+// A value's code that stands for its channel's mean, between two codes: value codes are symmetric about it.
+constexpr float middle_code(int bits) { return static_cast<float>((1 << bits) - 1) * 0.5f; }
+// What is left of it when value codes are centred.
+constexpr float kCentreAboveMiddle = 0.5f;
 
-// Wide codes lose more by clipping than they win by finer steps.
-constexpr ClipFactors clip_factors(int bits) {
+// A value scale, binary16 of at least 0, rounded up to 4 bits behind the leading one. On so coarse a grid a
+// row that was decoded finds its own scale again among the candidates, where an exact one would grow each
+// time by what the mean moved.
+constexpr std::uint16_t coarse_scale(std::uint16_t scale) {
+    return scale >= 0x0400 ? static_cast<std::uint16_t>((scale + 63) & ~63) : scale;
+}
+
+// Wide codes lose more by clipping than they win by finer steps. So do keys: the ends of a channel's range
+// are what attention looks for (docs/adr/0009-keys-are-hardly-clipped.md).
+constexpr ClipFactors clip_factors(bool is_key, int bits) {
+    if (is_key) {
+        return bits >= 4 ? ClipFactors{1, {1.0f}} : ClipFactors{3, {1.0f, 0.97f, 0.94f}};
+    }
     switch (bits) {
         case 2:
             return {6, {1.0f, 0.92f, 0.84f, 0.76f, 0.68f, 0.6f}};

@@ -16,6 +16,17 @@ namespace mixed_kv::formats {
 bool encode_key(int code_bits, const kernels::EncodeArgs& args) noexcept;
 bool encode_value(int code_bits, const kernels::EncodeArgs& args) noexcept;
 
+// In place over groups of `size` along x[n]: the rotation, with the order of operations that defines it.
+void rotate(float* x, int n, int size) noexcept;
+// The means that a value block's codes are taken about, from the sums of its n_rows counted rows [head_dim],
+// which become the means before rounding. False when binary16 cannot hold one.
+bool rotated_means(float* sums, int head_dim, int n_rows, std::uint16_t* means) noexcept;
+// The offsets stored, which give the decoded rows the means of the originals: rotated_means() before
+// rounding, less the mean of what the codes stand for. residuals [head_dim][8]: sums of scale * (code -
+// shift) over the tokens t with t % 8 = 0 .. 7.
+void value_offsets(const float* rotated, const float* residuals, int head_dim, int n_rows,
+                   const std::uint16_t* means, std::uint16_t* offsets) noexcept;
+
 // Reads an encoded block value by value: for references, tests and tools, where clarity counts. The rows of a
 // value block are in the rotated basis (hadamard_size()).
 class BlockReader {
@@ -23,11 +34,13 @@ class BlockReader {
     BlockReader(int code_bits, KvRole role, int head_dim, const std::byte* block) noexcept;
 
     int code(int token, int channel) const noexcept;
-    // The scale and zero point that govern this value: value = scale * code + zero.
+    // The scale and offset that govern this value: value = scale * (code - shift) + offset.
     float scale(int token, int channel) const noexcept;
-    float zero(int token, int channel) const noexcept;
+    float offset(int token, int channel) const noexcept;
+    float shift() const noexcept { return shift_; }
     float value(int token, int channel) const noexcept {
-        return scale(token, channel) * static_cast<float>(code(token, channel)) + zero(token, channel);
+        return scale(token, channel) * (static_cast<float>(code(token, channel)) - shift_) +
+               offset(token, channel);
     }
 
   private:
@@ -35,6 +48,7 @@ class BlockReader {
 
     bool is_key_;
     CodePlanes planes_;
+    float shift_;
     BlockLayout layout_;
     const std::byte* block_;
 };

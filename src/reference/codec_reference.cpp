@@ -20,15 +20,16 @@ struct Geometry {
     bool is_key;
     std::size_t groups;  // of four along the contiguous-by-four axis: channels (key) or tokens (value)
     std::size_t others;  // extent of the other axis: tokens (key) or padded channels (value)
-    std::size_t params;  // scales, and zero points
+    std::size_t scales, offsets;  // of a block; offsets: zero points (key), means (value)
 
     Geometry(KvRole role, int head_dim) : is_key(role == KvRole::key) {
         const auto dim = static_cast<std::size_t>(head_dim);
         groups = is_key ? (dim + 3) / 4 : kRows / 4;
         others = is_key ? kRows : (dim + 15) / 16 * 16;
-        params = is_key ? (dim + 15) / 16 * 16 : kRows;
+        offsets = (dim + 15) / 16 * 16;
+        scales = is_key ? offsets : kRows;
     }
-    std::size_t params_bytes() const { return align64(params * 2 * sizeof(fp16_t)); }
+    std::size_t params_bytes() const { return align64((scales + offsets) * sizeof(fp16_t)); }
     std::size_t plane_bytes(int width) const { return align64(groups * 4 * others * std::size_t(width) / 8); }
 };
 
@@ -109,8 +110,10 @@ std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_
     }
     for (std::size_t t = 0; t < kRows; ++t) {
         for (std::size_t c = 0; c < dim; ++c) {
-            const std::size_t which = g.is_key ? c : t;
-            out[t * dim + c] = param(block, which) * out[t * dim + c] + param(block, g.params + which);
+            // A key's code counts steps from the channel's zero point, a value's from the middle of all
+            // codes, which stands for the channel's mean.
+            const double steps = out[t * dim + c] - (g.is_key ? 0.0 : std::ldexp(1.0, code_bits - 1) - 0.5);
+            out[t * dim + c] = param(block, g.is_key ? c : t) * steps + param(block, g.scales + c);
         }
     }
     return out;

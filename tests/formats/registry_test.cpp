@@ -30,9 +30,9 @@ TEST(ColdFormats, AreWidestFirstWithDistinctNames) {
 
 TEST(ColdFormats, CostWhatTheirWidthSays) {
     for (const ColdFormat& format : cold_formats()) {
-        // One scale and one zero point per channel and 64 tokens, or per token and head_dim channels.
+        // A scale and a zero point per channel and 64 tokens; a scale per token and a mean per channel.
         EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::key, 128), format.code_bits + 0.5);
-        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::value, 128), format.code_bits + 0.25);
+        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::value, 128), format.code_bits + 0.375);
         for (const int dim : testing::kHeadDims) {
             for (const KvRole role : {KvRole::key, KvRole::value}) {
                 EXPECT_EQ(format.block_bytes(role, dim) % 64, 0u);

@@ -114,13 +114,24 @@ EncodedPage::EncodedPage(const ColdFormat& f, KvRole r, int dim, const std::vect
 
 void EncodedPage::make_integer_only() {
     const formats::BlockLayout l = formats::block_layout(role == KvRole::key, format->code_bits, head_dim);
-    const int n = role == KvRole::key ? head_dim : kPageTokens;
-    for (int i = 0; i < n; ++i) {
-        const float scale = std::ldexp(1.0f, -(i * 5 % 4));
-        const float zero = -scale * static_cast<float>(formats::code_centre(format->code_bits));
-        const std::uint16_t bits[2] = {fp32_to_fp16(scale), fp32_to_fp16(zero)};
-        std::memcpy(block.data() + std::size_t(i) * 2, &bits[0], 2);
-        std::memcpy(block.data() + l.zeros + std::size_t(i) * 2, &bits[1], 2);
+    const auto put = [this](std::size_t at, float value) {
+        const std::uint16_t bits = fp32_to_fp16(value);
+        std::memcpy(block.data() + at, &bits, sizeof bits);
+    };
+    if (role == KvRole::key) {
+        for (int c = 0; c < head_dim; ++c) {
+            const float scale = std::ldexp(1.0f, -(c * 5 % 4));
+            put(std::size_t(c) * 2, scale);
+            put(l.offsets + std::size_t(c) * 2,
+                -scale * static_cast<float>(formats::code_centre(format->code_bits)));
+        }
+        return;
+    }
+    // A centred value code is half a step above the mean: equal scales let means of minus half a step undo
+    // it.
+    for (int t = 0; t < kPageTokens; ++t) put(std::size_t(t) * 2, 0.25f);
+    for (int c = 0; c < head_dim; ++c) {
+        put(l.offsets + std::size_t(c) * 2, -0.25f * formats::kCentreAboveMiddle);
     }
 }
 
@@ -137,7 +148,7 @@ Reference reference_qk(const EncodedPage& page, const float* q) {
     for (int t = 0; t < kPageTokens; ++t) {
         double value = 0, bound = 1e-30;
         for (int c = 0; c < dim; ++c) {
-            const double scale = reader.scale(t, c), zero = reader.zero(t, c);
+            const double scale = reader.scale(t, c), zero = reader.offset(t, c);
             value += double(q[c]) * (scale * reader.code(t, c) + zero);
             bound +=
                 std::abs(reader.code(t, c) - centre) * (0.5 * step + 6 * kRounding * std::abs(q[c] * scale));
@@ -161,11 +172,11 @@ Reference reference_pv(const EncodedPage& page, const float* p, const float* o) 
     for (int c = 0; c < page.head_dim; ++c) {
         double value = o[c], bound = 1e-30 + 4 * kRounding * std::abs(o[c]);
         for (int t = 0; t < kPageTokens; ++t) {
-            const double scale = reader.scale(t, c), zero = reader.zero(t, c);
-            value += double(p[t]) * (scale * reader.code(t, c) + zero);
+            const double scale = reader.scale(t, c), mean = reader.offset(t, c);
+            value += double(p[t]) * (scale * (reader.code(t, c) - double(reader.shift())) + mean);
             bound +=
                 std::abs(reader.code(t, c) - centre) * (0.5 * step + 6 * kRounding * std::abs(p[t] * scale));
-            bound += (kPageTokens + 8) * kRounding * std::abs(p[t]) * (std::abs(zero) + centre * scale);
+            bound += (kPageTokens + 8) * kRounding * std::abs(p[t]) * (std::abs(mean) + centre * scale);
         }
         want.value.push_back(value);
         want.bound.push_back(bound);

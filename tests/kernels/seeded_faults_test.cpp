@@ -47,7 +47,7 @@ TEST(SeededFaults, InScoresAreRejected) {
                    {"zero points ignored",
                     [&](auto& s) {
                         for (int c = 0; c < dim; ++c) {
-                            for (int t = 0; t < kPageTokens; ++t) s[t] -= q[c] * reader.zero(t, c);
+                            for (int t = 0; t < kPageTokens; ++t) s[t] -= q[c] * reader.offset(t, c);
                         }
                     }},
                    {"log2 instead of natural",
@@ -92,6 +92,19 @@ TEST(SeededFaults, InOutputsAreRejected) {
                                         for (int c = 0; c < dim; ++c) x[c] -= p[63] * reader.value(63, c);
                                     }},
                                    {"one lane NaN", [](auto& x) { x[9] = std::nanf(""); }},
+                                   {"means ignored",
+                                    [&](auto& x) {
+                                        for (int c = 0; c < dim; ++c) {
+                                            for (float weight : p) x[c] -= weight * reader.offset(0, c);
+                                        }
+                                    }},
+                                   {"codes not centred on the mean",
+                                    [&](auto& x) {
+                                        for (int c = 0; c < dim; ++c) {
+                                            for (int t = 0; t < kPageTokens; ++t)
+                                                x[c] -= p[t] * reader.scale(t, c) * 0.5f;
+                                        }
+                                    }},
                                    {"last channel not written", [&](auto& x) { x[dim - 1] = o[dim - 1]; }},
                                    {"not accumulated",
                                     [&](auto& x) {

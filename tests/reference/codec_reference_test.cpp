@@ -40,7 +40,8 @@ TEST(CodecReference, AgreesOnRandomBytes) {
                 for (int t = 0; t < kPageTokens; ++t) {
                     for (int c = 0; c < head_dim; ++c) {
                         const double expected =
-                            double(reader.scale(t, c)) * reader.code(t, c) + double(reader.zero(t, c));
+                            double(reader.scale(t, c)) * (reader.code(t, c) - double(reader.shift())) +
+                            double(reader.offset(t, c));
                         const double actual = rows[std::size_t(t * head_dim + c)];
                         if (std::isnan(expected)) {
                             ASSERT_TRUE(std::isnan(actual));

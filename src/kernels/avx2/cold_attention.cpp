@@ -19,10 +19,12 @@ using formats::BlockLayout;
 struct Pass {
     std::int16_t* q16;  // [n_rows][length], groups of four as 0 2 1 3: what even and odd bytes meet
     float step[kMaxDecodeRows], constant[kMaxDecodeRows];
+    float weight[kMaxDecodeRows];        // of the channels' means, values only
     std::int32_t start[kMaxDecodeRows];  // -centre * sum of q16
 };
 
-// Scratch: [scale float][zero + centre * scale float][one row scaled float][16-bit rows of two passes].
+// Scratch: [scale float][what a code of the centre adds float][one row scaled float][16-bit rows of two
+// passes].
 struct Scratch {
     float *scale, *offset, *scaled;
     Pass first, rest;
@@ -80,20 +82,25 @@ inline float take_residual(float* x, int length, const std::int16_t* q16, float 
 
 // Folds the block's scales and zero points into n_rows rows of x; length is a multiple of 16. needs_rest(r,
 // step) says whether a row's residual is wanted. Returns whether any is.
-template <int kBits, typename NeedsRest>
+template <int kBits, bool kIsKey, typename NeedsRest>
 inline bool fold(const std::byte* block, const BlockLayout& l, const float* x, std::ptrdiff_t stride,
                  int n_rows, int length, int limit, Scratch& s, NeedsRest&& needs_rest) noexcept {
     constexpr int centre = formats::code_centre(kBits);
     bool any = false;
     for (int c = 0; c < length; c += 8) {
         const __m256 scale = load_halves(block + std::size_t(c) * 2);
-        const __m256 zero = load_halves(block + l.zeros + std::size_t(c) * 2);
         _mm256_storeu_ps(s.scale + c, scale);
-        _mm256_storeu_ps(s.offset + c, _mm256_fmadd_ps(scale, _mm256_set1_ps(centre), zero));
+        if constexpr (kIsKey) {
+            const __m256 zero = load_halves(block + l.offsets + std::size_t(c) * 2);
+            _mm256_storeu_ps(s.offset + c, _mm256_fmadd_ps(scale, _mm256_set1_ps(centre), zero));
+        } else {
+            _mm256_storeu_ps(s.offset + c, _mm256_mul_ps(scale, _mm256_set1_ps(formats::kCentreAboveMiddle)));
+        }
     }
     for (int r = 0; r < n_rows; ++r) {
         const float* row = x + r * stride;
         __m256 largest = _mm256_setzero_ps(), constant = _mm256_setzero_ps(), constant2 = _mm256_setzero_ps();
+        __m256 weight = _mm256_setzero_ps();
         for (int c = 0; c < length; c += 16) {
             const __m256 a = _mm256_loadu_ps(row + c), b = _mm256_loadu_ps(row + c + 8);
             const __m256 sa = _mm256_mul_ps(a, _mm256_loadu_ps(s.scale + c));
@@ -104,6 +111,9 @@ inline bool fold(const std::byte* block, const BlockLayout& l, const float* x, s
             largest = _mm256_max_ps(abs_ps(sb), largest);
             constant = _mm256_fmadd_ps(a, _mm256_loadu_ps(s.offset + c), constant);
             constant2 = _mm256_fmadd_ps(b, _mm256_loadu_ps(s.offset + c + 8), constant2);
+            if constexpr (!kIsKey) {
+                weight = _mm256_add_ps(weight, _mm256_add_ps(a, b));
+            }
         }
         const auto round = [&](Pass& pass, float max) {
             std::int32_t sum;
@@ -112,6 +122,8 @@ inline bool fold(const std::byte* block, const BlockLayout& l, const float* x, s
                                                       static_cast<std::uint32_t>(sum));
         };
         s.first.constant[r] = horizontal_sum(_mm256_add_ps(constant, constant2));
+        s.first.weight[r] = horizontal_sum(weight);
+        s.rest.weight[r] = 0.0f;
         round(s.first, horizontal_max(largest));
         s.has_rest[r] = needs_rest(r, s.first.step[r]);
         any = any || s.has_rest[r];
@@ -242,9 +254,12 @@ inline void pv_tile(const PvArgs& a, const BlockLayout& l, const Pass& s, int r0
     }
     for (int r = 0; r < kRows; ++r) {
         const __m256 step = _mm256_set1_ps(s.step[r0 + r]), constant = _mm256_set1_ps(s.constant[r0 + r]);
+        const __m256 weight = _mm256_set1_ps(s.weight[r0 + r]);
         for (int v = 0; v < kVectors; ++v) {
             float* o = a.o + (r0 + r) * a.o_stride + (v0 + v) * 8;
-            const __m256 add = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][v]), step, constant);
+            const __m256 mean = load_halves(a.values.data + l.offsets + std::size_t(v0 + v) * 16);
+            const __m256 rest = _mm256_fmadd_ps(weight, mean, constant);
+            const __m256 add = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][v]), step, rest);
             _mm256_storeu_ps(o, _mm256_add_ps(_mm256_loadu_ps(o), add));
         }
     }
@@ -290,7 +305,7 @@ void qk_cold(const QkArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
     Scratch s = make_scratch(a.scratch, length);
-    const bool rest = fold<kBits>(
+    const bool rest = fold<kBits, true>(
         a.keys.data, l, a.q, a.q_stride, a.n_rows, length, formats::q16_limit(kBits, a.keys.head_dim), s,
         [&](int, float step) { return step * noise > formats::kScoreNoiseAllowed; });
     Ahead ahead(a.keys.next, l.bytes, (a.n_rows <= 2 ? 2 : 4) * (l.dim / 4));
@@ -307,7 +322,7 @@ template <int kBits>
 void pv_cold(const PvArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
     Scratch s = make_scratch(a.scratch, kPage);
-    const bool rest = fold<kBits>(
+    const bool rest = fold<kBits, false>(
         a.values.data, l, a.p, kPage, a.n_rows, kPage, formats::q16_limit(kBits, kPage), s,
         [&](int r, float) {
             __m256 largest = _mm256_setzero_ps();

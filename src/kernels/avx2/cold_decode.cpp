@@ -12,32 +12,38 @@ namespace {
 using formats::BlockLayout;
 
 struct Affine {
-    float scale[kMaxHeadDim], zero[kMaxHeadDim];
+    float scale[kMaxHeadDim], offset[kMaxHeadDim];
 };
 
 inline void load_affine(const std::byte* block, const BlockLayout& l, Affine& affine) noexcept {
-    for (int i = 0; i < l.n_params; i += 8) {
+    for (int i = 0; i < l.n_scales; i += 8) {
         _mm256_storeu_ps(affine.scale + i, load_halves(block + std::size_t(i) * 2));
-        _mm256_storeu_ps(affine.zero + i, load_halves(block + l.zeros + std::size_t(i) * 2));
+    }
+    for (int i = 0; i < l.n_offsets; i += 8) {
+        _mm256_storeu_ps(affine.offset + i, load_halves(block + l.offsets + std::size_t(i) * 2));
     }
 }
 
 // Eight lanes of four codes: lane i, sub-code k is out[(first_sub + k) * sub_stride + (first_lane + i) *
-// lane_stride] = scale[first_sub + k] * code + zero[first_sub + k], for n_subs and n_lanes of them.
+// lane_stride] = scale[first_sub + k] * (code - shift) + an offset, for n_subs and n_lanes of them. Keys: the
+// sub-code's channel has the offset; values: the lane's.
 struct Target {
     float* out;
     std::ptrdiff_t sub_stride, lane_stride;
 };
 
-inline void put(__m256i codes, const Affine& affine, const Target& to, int first_sub, int n_subs,
+template <bool kIsKey>
+inline void put(__m256i codes, const Affine& affine, float shift, const Target& to, int first_sub, int n_subs,
                 int first_lane, int n_lanes) noexcept {
     for (int k = 0; k < n_subs; ++k) {
         const __m256i code =
             _mm256_and_si256(_mm256_srl_epi32(codes, _mm_cvtsi32_si128(8 * k)), _mm256_set1_epi32(255));
         // Two roundings, as the definition has them: no fused multiply-add.
-        const __m256 x = _mm256_add_ps(
-            _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(affine.scale[first_sub + k])),
-            _mm256_set1_ps(affine.zero[first_sub + k]));
+        const __m256 level = _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(shift));
+        const __m256 offset = kIsKey ? _mm256_set1_ps(affine.offset[first_sub + k])
+                                     : _mm256_loadu_ps(affine.offset + first_lane);
+        const __m256 x =
+            _mm256_add_ps(_mm256_mul_ps(level, _mm256_set1_ps(affine.scale[first_sub + k])), offset);
         float* out = to.out + (first_sub + k) * to.sub_stride + first_lane * to.lane_stride;
         if (to.lane_stride == 1 && n_lanes == 8) {
             _mm256_storeu_ps(out, x);
@@ -57,8 +63,8 @@ inline void key_half(const DecodeArgs& a, const BlockLayout& l, const Affine& af
     const int n = a.page.head_dim - 4 * g < 4 ? a.page.head_dim - 4 * g : 4;
     for (int j = 0; j < 2; ++j) {
         const CodePair codes = load_codes<kBits, kHalf>(key_planes(a.page.data, l, g, kHalf, j));
-        put(codes.a, affine, to, 4 * g, n, 32 * kHalf + 8 * j, 8);
-        put(codes.b, affine, to, 4 * g, n, 32 * kHalf + 16 + 8 * j, 8);
+        put<true>(codes.a, affine, 0.0f, to, 4 * g, n, 32 * kHalf + 8 * j, 8);
+        put<true>(codes.b, affine, 0.0f, to, 4 * g, n, 32 * kHalf + 16 + 8 * j, 8);
     }
 }
 
@@ -68,8 +74,8 @@ inline void value_rows(const DecodeArgs& a, const BlockLayout& l, const Affine& 
     for (int v = 0; v * 8 < a.page.head_dim; ++v) {
         const int n = a.page.head_dim - 8 * v < 8 ? a.page.head_dim - 8 * v : 8;
         const CodePair codes = load_codes<kBits, kOdd>(value_planes(a.page.data, l, u, v));
-        put(codes.a, affine, to, 8 * u, 4, 8 * v, n);
-        put(codes.b, affine, to, 8 * u + 4, 4, 8 * v, n);
+        put<false>(codes.a, affine, formats::middle_code(kBits), to, 8 * u, 4, 8 * v, n);
+        put<false>(codes.b, affine, formats::middle_code(kBits), to, 8 * u + 4, 4, 8 * v, n);
     }
 }
 

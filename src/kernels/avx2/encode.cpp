@@ -42,21 +42,31 @@ inline std::uint16_t largest_magnitude(const EncodeArgs& a) noexcept {
     return rest;
 }
 
-// Eight scales and zero points, as stored and as floats.
+// Eight scales and zero points, as stored and as floats; a code is (x - zero) * inverse + shift, rounded.
 struct Affine8 {
     __m128i scale16, zero16;
-    __m256 zero, inverse;
+    __m256 zero, inverse, shift;
 };
 
-inline Affine8 make_affine(__m128i scale16, __m128i zero16) noexcept {
+inline Affine8 make_affine(__m128i scale16, __m128i zero16, float shift) noexcept {
     const __m256 scale = _mm256_cvtph_ps(scale16);
     const __m256 positive = _mm256_cmp_ps(scale, _mm256_setzero_ps(), _CMP_GT_OQ);
     return {scale16, zero16, _mm256_cvtph_ps(zero16),
-            _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), scale), positive)};
+            _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), scale), positive), _mm256_set1_ps(shift)};
 }
 
-// (x - zero) / scale and its clamped, rounded value; operand order matters for NaN and equals the
-// definition's.
+// formats::coarse_scale() of eight.
+inline __m128i coarse_scale(__m128i scale16) noexcept {
+    const __m128i up = _mm_andnot_si128(_mm_set1_epi16(63), _mm_add_epi16(scale16, _mm_set1_epi16(63)));
+    return _mm_blendv_epi8(scale16, up, _mm_cmpgt_epi16(scale16, _mm_set1_epi16(0x03ff)));
+}
+
+// The position on the scale of codes.
+inline __m256 position(__m256 x, const Affine8& a) noexcept {
+    return _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(x, a.zero), a.inverse), a.shift);
+}
+
+// Clamped; operand order matters for NaN and equals the definition's.
 inline __m256 clamp_code(__m256 t, __m256 max_code) noexcept {
     return _mm256_min_ps(_mm256_max_ps(t, _mm256_setzero_ps()), max_code);
 }
@@ -66,16 +76,16 @@ inline __m256 clamp_code(__m256 t, __m256 max_code) noexcept {
 template <int kCount>
 inline void candidate_errors(const float* x, const std::uint8_t* index, int n, __m256 max_code,
                              const Affine8* candidates, __m256* errors) noexcept {
-    __m256 error[kCount], zero[kCount], inverse[kCount];
+    __m256 error[kCount];
+    Affine8 affine[kCount];
     for (int k = 0; k < kCount; ++k) {
         error[k] = _mm256_setzero_ps();
-        zero[k] = candidates[k].zero;
-        inverse[k] = candidates[k].inverse;
+        affine[k] = candidates[k];
     }
     for (int i = 0; i < n; ++i) {
         const __m256 v = _mm256_loadu_ps(x + (index != nullptr ? index[i] : i) * 8);
         for (int k = 0; k < kCount; ++k) {
-            const __m256 t = _mm256_mul_ps(_mm256_sub_ps(v, zero[k]), inverse[k]);
+            const __m256 t = position(v, affine[k]);
             const __m256 code =
                 _mm256_round_ps(clamp_code(t, max_code), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
             const __m256 e = _mm256_sub_ps(t, code);
@@ -89,18 +99,24 @@ inline void candidate_errors(const float* x, const std::uint8_t* index, int n, _
 
 // choose_affine() of the scalar codec for eight lanes of x[i][8]; index lists the n values to use, nullptr:
 // all.
-template <int kBits>
+template <int kBits, bool kSymmetric>
 inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) noexcept {
-    constexpr formats::ClipFactors clips = formats::clip_factors(kBits);
+    constexpr formats::ClipFactors clips = formats::clip_factors(!kSymmetric, kBits);
+    constexpr float kShift = kSymmetric ? formats::middle_code(kBits) : 0.0f;
     const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
     if (n == 0) {
-        return make_affine(_mm_setzero_si128(), _mm_setzero_si128());
+        return make_affine(_mm_setzero_si128(), _mm_setzero_si128(), kShift);
     }
     __m256 lo = infinity, hi = _mm256_xor_ps(infinity, _mm256_set1_ps(-0.0f));
     for (int i = 0; i < n; ++i) {
         const __m256 v = _mm256_loadu_ps(x + (index != nullptr ? index[i] : i) * 8);
         lo = _mm256_min_ps(v, lo);
         hi = _mm256_max_ps(v, hi);
+    }
+    if constexpr (kSymmetric) {
+        const __m256 below = _mm256_xor_ps(lo, _mm256_set1_ps(-0.0f));
+        hi = _mm256_max_ps(below, hi);
+        lo = _mm256_xor_ps(hi, _mm256_set1_ps(-0.0f));
     }
     const __m256 one_half = _mm256_set1_ps(0.5f);
     const __m256 lo_half = _mm256_mul_ps(lo, one_half), hi_half = _mm256_mul_ps(hi, one_half);
@@ -112,8 +128,10 @@ inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) n
     Affine8 candidates[clips.count];
     for (int k = 0; k < clips.count; ++k) {
         const __m256 reach = _mm256_mul_ps(half, _mm256_set1_ps(clips.factor[k]));
+        const __m128i scale16 = to_halves(_mm256_mul_ps(reach, per_code));
         candidates[k] =
-            make_affine(to_halves(_mm256_mul_ps(reach, per_code)), to_halves(_mm256_sub_ps(middle, reach)));
+            make_affine(kSymmetric ? coarse_scale(scale16) : scale16,
+                        kSymmetric ? _mm_setzero_si128() : to_halves(_mm256_sub_ps(middle, reach)), kShift);
     }
     if constexpr (clips.count == 1) {
         return candidates[0];
@@ -142,7 +160,7 @@ inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) n
             best.scale16 = _mm_blendv_epi8(best.scale16, candidates[k].scale16, better16);
             best.zero16 = _mm_blendv_epi8(best.zero16, candidates[k].zero16, better16);
         }
-        return make_affine(best.scale16, best.zero16);
+        return make_affine(best.scale16, best.zero16, kShift);
     }
 }
 
@@ -153,8 +171,7 @@ inline void make_codes(const float* x, int n, const Affine8& affine, __m256 max_
     for (int i = 0; i < n; i += 4) {
         __m256i code[4];
         for (int k = 0; k < 4; ++k) {
-            const __m256 t =
-                _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + (i + k) * 8), affine.zero), affine.inverse);
+            const __m256 t = position(_mm256_loadu_ps(x + (i + k) * 8), affine);
             code[k] = _mm256_cvtps_epi32(clamp_code(t, max_code));
         }
         const __m256i bytes =
@@ -306,6 +323,54 @@ inline void load_tokens(const EncodeArgs& a, int token, float* x) noexcept {
     }
 }
 
+// The means of the counted rows, rotated, as floats and as stored: rotated_means() of the definition over
+// sums in its order. Returns the number of rows.
+inline int means_of_rows(const EncodeArgs& a, float* rotated, std::uint16_t* means) noexcept {
+    int n_rows = 0;
+    for (int c = 0; c < a.head_dim; c += 8) {
+        const int n = a.head_dim - c < 8 ? a.head_dim - c : 8;
+        __m256 sum = _mm256_setzero_ps();
+        n_rows = 0;
+        for (int t = 0; t < kPage; ++t) {
+            if ((a.counted >> t & 1) == 0) {
+                continue;
+            }
+            ++n_rows;
+            const std::uint16_t* row = a.rows + t * a.row_stride + c;
+            sum = _mm256_add_ps(sum, n == 8 ? load_halves(row) : load_halves(row, n));
+        }
+        _mm256_store_ps(rotated + c, sum);
+    }
+    (void)formats::rotated_means(rotated, a.head_dim, n_rows, means);
+    return n_rows;
+}
+
+// residuals[channel][8 lanes] += scale * (code - shift) of eight tokens.
+inline void add_residuals(const float* x, int n, const Affine8& affine, __m256 max_code,
+                          float* residuals) noexcept {
+    const __m256 scale = _mm256_cvtph_ps(affine.scale16);
+    for (int c = 0; c < n; ++c) {
+        const __m256 t = clamp_code(position(_mm256_load_ps(x + c * 8), affine), max_code);
+        const __m256 code = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m256 add = _mm256_mul_ps(_mm256_sub_ps(code, affine.shift), scale);
+        _mm256_store_ps(residuals + c * 8, _mm256_add_ps(_mm256_load_ps(residuals + c * 8), add));
+    }
+}
+
+// x[channel][8]: eight tokens from `token`, rotated, become differences from the means; uncounted ones stay
+// zero.
+inline void subtract_means(const EncodeArgs& a, int token, const std::uint16_t* means, float* x) noexcept {
+    alignas(32) std::int32_t counted[8];
+    for (int t = 0; t < 8; ++t) {
+        counted[t] = (a.counted >> (token + t) & 1) != 0 ? -1 : 0;
+    }
+    const __m256 mask = _mm256_castsi256_ps(load_i(counted));
+    for (int c = 0; c < a.head_dim; ++c) {
+        const __m256 mean = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(means[c])));
+        _mm256_storeu_ps(x + c * 8, _mm256_sub_ps(_mm256_loadu_ps(x + c * 8), _mm256_and_ps(mean, mask)));
+    }
+}
+
 template <int kBits>
 bool encode_key(const EncodeArgs& a) noexcept {
     if (largest_magnitude(a) >= 0x7c00) {
@@ -328,9 +393,9 @@ bool encode_key(const EncodeArgs& a) noexcept {
             const std::uint16_t* row = a.rows + t * a.row_stride + c;
             _mm256_store_ps(x + t * 8, n == 8 ? load_halves(row) : load_halves(row, n));
         }
-        const Affine8 affine = choose_affine<kBits>(x, counted, n_counted);
+        const Affine8 affine = choose_affine<kBits, false>(x, counted, n_counted);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(c) * 2), affine.scale16);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.zeros + std::size_t(c) * 2), affine.zero16);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.offsets + std::size_t(c) * 2), affine.zero16);
         alignas(32) std::uint8_t codes[2 * kPage * 4];
         make_codes(x, kPage, affine, max_code, codes);
         store_key_group<kBits>(a.block, l, c / 4, codes);
@@ -348,32 +413,42 @@ bool encode_value(const EncodeArgs& a) noexcept {
         return false;
     }
     const int size = formats::hadamard_length(a.head_dim);
-    // Rotation grows a value at most sqrt(size) times, beyond binary16's range perhaps. Scale and zero point
-    // surely fit below 2048 (sizes to 64) or 256 (to 1024); above, the definition decides before anything is
-    // written.
-    const std::uint16_t safe[] = {0x7bff, 0x6800, 0x5c00};  // 65504, 2048, 256
+    // Rotation grows a value at most sqrt(size) times and the difference from a mean is at most twice as
+    // large, beyond binary16's range perhaps. Scales and means surely fit below 2048 (sizes to 64) or 256 (to
+    // 1024); above, the definition decides before anything is written.
+    const std::uint16_t safe[] = {0x7800, 0x6800, 0x5c00};  // 32768, 2048, 256
     if (largest > safe[size == 1 ? 0 : size <= 64 ? 1 : 2]) {
         return formats::encode_value(kBits, a);
     }
     const BlockLayout l = formats::block_layout(false, kBits, a.head_dim);
     std::memset(a.block, 0, l.bytes);
     const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
+    alignas(32) float rotated[kMaxHeadDim];
+    std::uint16_t means[kMaxHeadDim], offsets[kMaxHeadDim];
+    const int n_rows = means_of_rows(a, rotated, means);
+    alignas(32) float residuals[kMaxHeadDim * 8];  // [channel][token % 8]
+    std::memset(residuals, 0, std::size_t(a.head_dim) * 8 * sizeof residuals[0]);
     alignas(32) float x[kMaxHeadDim * 8];  // [channel][8 tokens]
     alignas(32) std::uint8_t codes[2 * kMaxHeadDim * 4];
     for (int u = 0; u < kPage / 8; ++u) {
         load_tokens(a, u * 8, x);
         rotate(x, a.head_dim, size);
-        Affine8 affine = choose_affine<kBits>(x, nullptr, a.head_dim);
+        subtract_means(a, u * 8, means, x);
+        const Affine8 affine = choose_affine<kBits, true>(x, nullptr, a.head_dim);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(u) * 16), affine.scale16);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.zeros + std::size_t(u) * 16), affine.zero16);
-        if (a.head_dim < l.dim) {  // the padding's codes are zero: encode zero points there
-            for (int c = a.head_dim; c < l.dim; ++c) {
-                _mm256_store_ps(x + c * 8, affine.zero);
-            }
+        for (int c = a.head_dim; c < l.dim; ++c) {
+            _mm256_store_ps(x + c * 8, _mm256_setzero_ps());
         }
         make_codes(x, l.dim, affine, max_code, codes);
+        add_residuals(x, a.head_dim, affine, max_code, residuals);
+        for (int c = a.head_dim; c < l.dim; ++c) {  // the padding's codes are zero
+            std::memset(codes + c * 4, 0, 4);
+            std::memset(codes + (l.dim + c) * 4, 0, 4);
+        }
         store_value_tokens<kBits>(a.block, l, u, codes);
     }
+    formats::value_offsets(rotated, residuals, a.head_dim, n_rows, means, offsets);
+    std::memcpy(a.block + l.offsets, offsets, std::size_t(a.head_dim) * sizeof offsets[0]);
     return true;
 }
 

@@ -145,7 +145,7 @@ void qk(const QkArgs& a) noexcept {
         for (int c = 0; c < dim; ++c) {
             const float scale = load_param(block, c);
             scaled[c] = q[c] * scale;
-            constant += q[c] * (load_param(block + l.zeros, c) + scale * static_cast<float>(centre));
+            constant += q[c] * (load_param(block + l.offsets, c) + scale * static_cast<float>(centre));
         }
         const float step = to_q16(scaled, dim, limit, q16);
         qk_pass<kBits>(a, l, r, q16, step, constant, false);
@@ -157,10 +157,10 @@ void qk(const QkArgs& a) noexcept {
     }
 }
 
-// o += step * sum_t p16[t] * (code - centre) + constant, for one row.
+// o += step * sum_t p16[t] * (code - centre) + constant + weight * mean, for one row.
 template <int kBits>
 void pv_pass(const PvArgs& a, const BlockLayout& l, int r, const std::int32_t* p16, float step,
-             float constant) noexcept {
+             float constant, float weight) noexcept {
     constexpr int centre = formats::code_centre(kBits);
     const int dim = a.values.head_dim;
     std::int32_t sums[kMaxHeadDim] = {};
@@ -173,7 +173,8 @@ void pv_pass(const PvArgs& a, const BlockLayout& l, int r, const std::int32_t* p
     }
     float* o = a.o + r * a.o_stride;
     for (int i = 0; i < dim; ++i) {
-        o[i] += static_cast<float>(sums[i]) * step + constant;
+        const float rest = constant + weight * load_param(a.values.data + l.offsets, i);
+        o[i] += static_cast<float>(sums[i]) * step + rest;
     }
 }
 
@@ -182,25 +183,25 @@ void pv(const PvArgs& a) noexcept {
     const std::byte* block = a.values.data;
     const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
     const int limit = formats::q16_limit(kBits, kPage);
-    constexpr int centre = formats::code_centre(kBits);
 
     for (int r = 0; r < a.n_rows; ++r) {
         const float* p = a.p + r * kPage;
         float scaled[kPage];
         std::int32_t p16[kPage];
-        float constant = 0.0f, largest = 0.0f;
+        float constant = 0.0f, weight = 0.0f, largest = 0.0f;
         for (int t = 0; t < kPage; ++t) {
             const float scale = load_param(block, t);
             scaled[t] = p[t] * scale;
-            constant += p[t] * (load_param(block + l.zeros, t) + scale * static_cast<float>(centre));
+            constant += scaled[t] * formats::kCentreAboveMiddle;
+            weight += p[t];
             largest = p[t] > largest ? p[t] : largest;
         }
         const float step = to_q16(scaled, kPage, limit, p16);
-        pv_pass<kBits>(a, l, r, p16, step, constant);
+        pv_pass<kBits>(a, l, r, p16, step, constant, weight);
         if (largest > (a.mass == nullptr ? 0.0f : formats::kMassShareAllowed * a.mass[r])) {
             std::int32_t rest[kPage];
             const float rest_step = residual_q16(scaled, kPage, limit, p16, step, rest);
-            pv_pass<kBits>(a, l, r, rest, rest_step, 0.0f);
+            pv_pass<kBits>(a, l, r, rest, rest_step, 0.0f, 0.0f);
         }
     }
 }
@@ -214,7 +215,7 @@ void decode_key(const DecodeArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(true, kBits, a.page.head_dim);
     for (int c = 0; c < a.page.head_dim; ++c) {
         const float scale = load_param(a.page.data, c);
-        const float zero = load_param(a.page.data + l.zeros, c);
+        const float zero = load_param(a.page.data + l.offsets, c);
         int codes[kPage];
         key_codes<kBits>(a.page.data, l, c, codes);
         for (int t = 0; t < kPage; ++t) {
@@ -228,11 +229,11 @@ void decode_value(const DecodeArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(false, kBits, a.page.head_dim);
     for (int t = 0; t < kPage; ++t) {
         const float scale = load_param(a.page.data, t);
-        const float zero = load_param(a.page.data + l.zeros, t);
         int codes[kMaxHeadDim];
         value_codes<kBits>(a.page.data, l, t, 0, a.page.head_dim, codes);
         for (int c = 0; c < a.page.head_dim; ++c) {
-            *decoded_at(a, t, c) = static_cast<float>(codes[c]) * scale + zero;
+            const float code = static_cast<float>(codes[c]) - formats::middle_code(kBits);
+            *decoded_at(a, t, c) = code * scale + load_param(a.page.data + l.offsets, c);
         }
     }
 }
