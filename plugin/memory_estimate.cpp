@@ -11,7 +11,8 @@ namespace {
 // A context that a limited memory is planned for: long enough that window and sinks are a small part of it.
 constexpr double kPlannedRows = 16384;
 
-// Heads are known once the host has shown its graphs. Before that: a size of head whose blocks have no padding.
+// Heads are known once the host has shown its graphs. Before that: a size of head whose blocks have no
+// padding.
 HeadShape head_shape(const KvEntry& entry) {
     if (entry.offered.n_head > 0) return entry.offered;
     const int row_elements = entry.tensor->config().row_elements;
@@ -21,7 +22,8 @@ HeadShape head_shape(const KvEntry& entry) {
     return {1, row_elements};
 }
 
-// Hot pages of n rows. (The first layer stores its row before the graph's mask has been seen, one token earlier.)
+// Hot pages of n rows. (The first layer stores its row before the graph's mask has been seen, one token
+// earlier.)
 std::int64_t hot_pages(std::int64_t n_rows, int window) {
     const std::int64_t n_pages = (n_rows + kPageTokens - 1) / kPageTokens;
     const std::int64_t frozen = std::max<std::int64_t>(0, n_rows - window) / kPageTokens;

@@ -7,8 +7,8 @@
 
 namespace mixed_kv::plugin {
 
-// What one K or V tensor takes, in bytes, when n_rows cells of every stream hold rows of one sequence that grew token
-// by token (docs/memory.md has the formula):
+// What one K or V tensor takes, in bytes, when n_rows cells of every stream hold rows of one sequence that
+// grew token by token (docs/memory.md has the formula):
 //   hot      pages that reach into the window or are not full, FP16
 //   cold     all other pages, and an overlay row for every sink
 //   records  what the tensor keeps beside its rows, without what its cache shares
@@ -22,12 +22,12 @@ TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std
 // Of a whole cache, trackers included, in bytes, with every cell in use.
 double expected_memory(const KvBuffer& buffer);
 
-// How many times more FP16 cache than memory is needed for it: what a long context takes in FP16 over what it takes
-// with these settings. For hosts that count caches at their declared F16 size.
+// How many times more FP16 cache than memory is needed for it: what a long context takes in FP16 over what it
+// takes with these settings. For hosts that count caches at their declared F16 size.
 double f16_equivalent(const Settings& settings);
 
-// Bytes that new caches may still take: what the system has, and what GGML_MIXED_KV_LIMIT_MB leaves beside the live
-// caches.
+// Bytes that new caches may still take: what the system has, and what GGML_MIXED_KV_LIMIT_MB leaves beside
+// the live caches.
 std::size_t memory_for_caches(std::size_t available, const Settings& settings);
 
 }  // namespace mixed_kv::plugin

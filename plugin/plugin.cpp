@@ -102,7 +102,8 @@ void configure(const std::string& text) {
             kernels = &kernel_set(item.substr(equals + 1));
             continue;
         }
-        const char* const known[] = {"PRESET", "WINDOW", "SINKS", "K", "V", "LAYERS", "BITS", "CALIBRATION", "LIMIT_MB"};
+        const char* const known[] = {"PRESET", "WINDOW", "SINKS",       "K",       "V",
+                                     "LAYERS", "BITS",   "CALIBRATION", "LIMIT_MB"};
         if (equals == std::string::npos ||
             std::find(std::begin(known), std::end(known), name) == std::end(known)) {
             throw Error("'" + item +

@@ -145,7 +145,7 @@ constexpr std::uint16_t coarse_scale(std::uint16_t scale) {
 }
 
 // Wide codes lose more by clipping than they win by finer steps. So do keys: the ends of a channel's range
-// are what attention looks for (docs/adr/0009-keys-are-hardly-clipped.md).
+// are what attention looks for (docs/adr/0010-keys-are-hardly-clipped.md).
 constexpr ClipFactors clip_factors(bool is_key, int bits) {
     if (is_key) {
         return bits >= 4 ? ClipFactors{1, {1.0f}} : ClipFactors{3, {1.0f, 0.97f, 0.94f}};

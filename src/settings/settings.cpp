@@ -25,7 +25,7 @@ constexpr const char* kBits = "GGML_MIXED_KV_BITS";
 constexpr const char* kCalibration = "GGML_MIXED_KV_CALIBRATION";
 constexpr const char* kVerbose = "GGML_MIXED_KV_VERBOSE";
 constexpr const char* kLimit = "GGML_MIXED_KV_LIMIT_MB";
-constexpr std::array kKnown = {kPreset, kWindow, kSinks,       kKey,    kValue,
+constexpr std::array kKnown = {kPreset, kWindow, kSinks,       kKey,     kValue,
                                kLayers, kBits,   kCalibration, kVerbose, kLimit};
 
 // docs/quality.md has the figures; the first is the default.

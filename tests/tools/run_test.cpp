@@ -99,8 +99,8 @@ TEST(Run, AnOptionBeatsTheEnvironment) {
 }
 
 TEST(Run, LayersHaveFormatsOfTheirOwn) {
-    const CommandResult result = run_tool(
-        "mixed-kv-run", arguments_with({"-p", "a", "--kv-k", "q4", "--kv-layers", "-1:q8/-"}));
+    const CommandResult result =
+        run_tool("mixed-kv-run", arguments_with({"-p", "a", "--kv-k", "q4", "--kv-layers", "-1:q8/-"}));
     EXPECT_EQ(result.exit_status, 0) << result.err;
     EXPECT_NE(result.err.find(" + q8 x 1, V q4,"), std::string::npos) << result.err;
     const std::vector<std::string> ends = {"-p", long_prompt(kWords), "--kv-layers", "0,-1:q2"};

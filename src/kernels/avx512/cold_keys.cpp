@@ -69,10 +69,10 @@ void qk_cold(const QkArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
     Scratch s = make_scratch(a.scratch, length);
-    const bool rest = fold<kBits>(a.keys.data, a.keys.next, l, a.q, a.q_stride, a.n_rows, length,
-                                  formats::q16_limit(kBits, a.keys.head_dim), s, [&](int, float step) {
-                                      return step * noise > formats::kScoreNoiseAllowed;
-                                  });
+    const bool rest = fold<kBits, true>(a.keys.data, a.keys.next, l, a.q, a.q_stride, a.n_rows, length,
+                                        formats::q16_limit(kBits, a.keys.head_dim), s, [&](int, float step) {
+                                            return step * noise > formats::kScoreNoiseAllowed;
+                                        });
     Ahead ahead(a.keys.next, l.byte_plane, l.bytes, a.keys.data);
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;

@@ -35,11 +35,14 @@ inline void pv_tile(const PvArgs& a, const BlockLayout& l, const Pass& pass, int
     unroll<kRows>([&](auto row) {
         constexpr int r = decltype(row)::value;
         const __m512 step = _mm512_set1_ps(pass.step[r0 + r]),
-                     constant = _mm512_set1_ps(pass.constant[r0 + r]);
+                     constant = _mm512_set1_ps(pass.constant[r0 + r]),
+                     weight = _mm512_set1_ps(pass.weight[r0 + r]);
         unroll<kVectors>([&](auto v) {
             float* o = a.o + (r0 + r) * a.o_stride + (v0 + v.value) * 16;
             const __m512 x = _mm512_cvtepi32_ps(whole<0>(sum[r][v.value], pass.start[r0 + r]));
-            _mm512_storeu_ps(o, _mm512_add_ps(_mm512_loadu_ps(o), _mm512_fmadd_ps(x, step, constant)));
+            const __m512 mean = load_halves(a.values.data + l.offsets + std::size_t(v0 + v.value) * 32);
+            const __m512 add = _mm512_fmadd_ps(x, step, _mm512_fmadd_ps(weight, mean, constant));
+            _mm512_storeu_ps(o, _mm512_add_ps(_mm512_loadu_ps(o), add));
         });
     });
 }
@@ -65,7 +68,7 @@ template <int kBits>
 void pv_cold(const PvArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
     Scratch s = make_scratch(a.scratch, kPage);
-    const bool rest = fold<kBits>(
+    const bool rest = fold<kBits, false>(
         a.values.data, a.values.next, l, a.p, kPage, a.n_rows, kPage, formats::q16_limit(kBits, kPage), s,
         [&](int r, float) {
             __m512 largest = _mm512_setzero_ps();

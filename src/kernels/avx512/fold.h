@@ -16,10 +16,11 @@ struct Pass {
     // integer q = 256 high + low, both in -128..127.
     std::byte* parts;
     float step[kMaxDecodeRows], constant[kMaxDecodeRows];
+    float weight[kMaxDecodeRows];        // of the channels' means, values only
     std::int32_t start[kMaxDecodeRows];  // -centre * sum of the integers
 };
 
-// Scratch: [scale float][zero + centre * scale float][one row scaled float][integers of two passes].
+// Scratch: [scale float][what a code of the centre adds float][one row scaled float][integers of two passes].
 struct Scratch {
     float *scale, *offset, *scaled;
     Pass first, rest;
@@ -84,7 +85,7 @@ inline Rounded round_row(float* x, int length, float largest, int limit, std::by
 
 // Folds the block's scales and zero points into n_rows rows of x; length is a multiple of 16. needs_rest(r,
 // step) says whether a row's residual is wanted. Returns whether any is.
-template <int kBits, typename NeedsRest>
+template <int kBits, bool kIsKey, typename NeedsRest>
 inline bool fold(const std::byte* block, const std::byte* next, const BlockLayout& l, const float* x,
                  std::ptrdiff_t stride, int n_rows, int length, int limit, Scratch& s,
                  NeedsRest&& needs_rest) noexcept {
@@ -93,20 +94,25 @@ inline bool fold(const std::byte* block, const std::byte* next, const BlockLayou
     for (int c = 0; c < length; c += 16) {
         prefetch(ahead + std::size_t(c) * 4);  // the next block's scales and zero points
         const __m512 scale = load_halves(block + std::size_t(c) * 2);
-        const __m512 zero = load_halves(block + l.zeros + std::size_t(c) * 2);
         _mm512_storeu_ps(s.scale + c, scale);
-        _mm512_storeu_ps(s.offset + c, _mm512_fmadd_ps(scale, _mm512_set1_ps(centre), zero));
+        if constexpr (kIsKey) {
+            const __m512 zero = load_halves(block + l.offsets + std::size_t(c) * 2);
+            _mm512_storeu_ps(s.offset + c, _mm512_fmadd_ps(scale, _mm512_set1_ps(centre), zero));
+        } else {
+            _mm512_storeu_ps(s.offset + c, _mm512_mul_ps(scale, _mm512_set1_ps(formats::kCentreAboveMiddle)));
+        }
     }
     bool any = false;
     for (int r = 0; r < n_rows; ++r) {
         const float* row = x + r * stride;
-        __m512 largest = _mm512_setzero_ps(), constant = _mm512_setzero_ps();
+        __m512 largest = _mm512_setzero_ps(), constant = _mm512_setzero_ps(), weight = _mm512_setzero_ps();
         for (int c = 0; c < length; c += 16) {
             const __m512 value = _mm512_loadu_ps(row + c);
             const __m512 scaled = _mm512_mul_ps(value, _mm512_loadu_ps(s.scale + c));
             _mm512_storeu_ps(s.scaled + c, scaled);
             largest = _mm512_max_ps(_mm512_abs_ps(scaled), largest);
             constant = _mm512_fmadd_ps(value, _mm512_loadu_ps(s.offset + c), constant);
+            if constexpr (!kIsKey) weight = _mm512_add_ps(weight, value);
         }
         const auto start = [](std::int32_t sum) {
             return static_cast<std::int32_t>(-static_cast<std::uint32_t>(centre) *
@@ -116,6 +122,8 @@ inline bool fold(const std::byte* block, const std::byte* next, const BlockLayou
         const std::ptrdiff_t at = std::ptrdiff_t(2) * r * length;
         s.first.constant[r] = horizontal_sum(constant);
         s.rest.constant[r] = 0.0f;
+        s.first.weight[r] = horizontal_sum(weight);
+        s.rest.weight[r] = 0.0f;
         s.has_rest[r] = needs_rest(r, row_largest > 1e-30f ? row_largest / static_cast<float>(limit) : 0.0f);
         if (s.has_rest[r]) {
             any = true;
