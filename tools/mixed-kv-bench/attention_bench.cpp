@@ -161,11 +161,11 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
     HostRuntime runtime(arguments.n_threads);
     machine.host_library = runtime.cpu_library();
     std::map<std::string, double> peaks;
-    for (const auto& [k, v] : arguments.formats()) {
-        const std::string unit = unit_used(arguments.isa, k != "f16" ? k : v);
+    const auto peak_of = [&](const std::string& unit) {
         if (peaks.count(unit) == 0)
             peaks[unit] = measure_peak(unit, arguments.n_threads).operations_per_second * 1e-9;
-    }
+        return peaks[unit];
+    };
     for (const AttentionShape& shape : arguments.shapes())
         check_memory(shape, arguments, machine.rotation_bytes);
     ReadBandwidth bandwidth(machine.rotation_bytes, arguments.n_threads);
@@ -175,8 +175,9 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
         for (const auto& [k, v] : arguments.formats()) {
             AttentionCase c =
                 run_case(runtime, bandwidth, arguments, shape, data, k, v, machine.rotation_bytes);
-            c.unit = unit_used(arguments.isa, k != "f16" ? k : v);
-            c.peak_gflops = peaks[c.unit];
+            const bool all_hot = shape.n_hot == shape.n_kv;  // whatever the format of cold pages is
+            c.unit = unit_used(arguments.isa, all_hot ? "f16" : k != "f16" ? k : v);
+            c.peak_gflops = peak_of(c.unit);
             report.cases.push_back(std::move(c));
         }
     }

@@ -4,6 +4,7 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <map>
 #include <vector>
 
 namespace mixed_kv::tools {
@@ -225,7 +226,8 @@ std::string to_csv(const ModelReport& report) {
 std::string to_table(const AttentionReport& report, bool markdown) {
     const bool prefill = is_prefill(report);
     Row header = {"K", "V", prefill ? "depth" : "n_kv", prefill ? "ms" : "us", prefill ? "GFLOP/s" : "MB"};
-    header.insert(header.end(), {prefill ? "of peak" : "of bandwidth", "rel. RMS"});
+    if (!prefill) header.emplace_back("of bandwidth");
+    header.insert(header.end(), {"of peak", "rel. RMS"});
     const std::vector<std::string> types = host_types(report);
     for (const std::string& type : types) header.push_back("host " + type);
     for (const std::string& type : types) header.push_back("x " + type);
@@ -238,8 +240,8 @@ std::string to_table(const AttentionReport& report, bool markdown) {
                    with_quartiles(scaled, pattern)};
         row.push_back(prefill ? fmt::format("{:.1f}", c.gflops)
                               : fmt::format("{:.1f}", double(c.kv_bytes) * 1e-6));
-        row.push_back(
-            fmt::format("{:.1f} %", 100 * (prefill ? c.gflops / c.peak_gflops : c.bandwidth_share)));
+        if (!prefill) row.push_back(fmt::format("{:.1f} %", 100 * c.bandwidth_share));
+        row.push_back(fmt::format("{:.1f} %", 100 * c.gflops / c.peak_gflops));
         row.push_back(fmt::format("{:.1e}", c.relative_rms));
         for (const std::string& type : types)
             row.push_back(fmt::format(fmt::runtime(pattern), c.host.at(type).us.median * unit));
@@ -247,14 +249,19 @@ std::string to_table(const AttentionReport& report, bool markdown) {
             row.push_back(fmt::format("{:.2f}", c.host.at(type).us.median / c.us.median));
         rows.push_back(std::move(row));
     }
-    const AttentionCase& first = report.cases.front();
     std::string text = machine_lines(report.machine) + shape_text(report) + "; medians with quartiles\n";
     if (markdown) text += "\n";
     text += aligned(header, rows, markdown);
     if (markdown) text += "\n";
-    text +=
-        fmt::format("Roofline: {}; peak of {}: {:.0f} GFLOP/s. Scratch per thread: {} bytes.\n",
-                    read_line(report.machine), first.unit, first.peak_gflops, first.scratch_bytes_per_thread);
+    std::map<std::string, double> peaks;
+    std::size_t scratch = 0;
+    for (const AttentionCase& c : report.cases) {
+        peaks[c.unit] = c.peak_gflops;
+        scratch = std::max(scratch, c.scratch_bytes_per_thread);
+    }
+    text += "Roofline: " + read_line(report.machine);
+    for (const auto& [name, peak] : peaks) text += fmt::format("; peak of {}: {:.0f} GFLOP/s", name, peak);
+    text += fmt::format(". Scratch per thread: {} bytes.\n", scratch);
     return text;
 }
 
