@@ -111,7 +111,10 @@ const ggml_backend_buffer_i kBufferInterface = {
 
 const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME; }
 
-constexpr std::size_t kAlignment = 4096;  // pinned tensors are released page by page
+// As the host's CPU buffers. llama.cpp lays out a state on the device anew in the buffer of the one before
+// when the number of bytes is the same, whatever pieces they come in: more padding than there was aborts the
+// host.
+constexpr std::size_t kAlignment = 32;
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     try {
