@@ -188,6 +188,25 @@ TEST(Faults, DamagedStateFileIsRefusedAndTheCacheLeftClean) {
     std::remove(path.c_str());
 }
 
+// The same number of cells in more pieces than at the save before: llama.cpp reuses that one's buffer.
+TEST(Faults, StateOnTheDeviceInMorePieces) {
+    const Model model(small_model(), CacheOwner::kPlugin);
+    ContextOptions o = options();
+    o.n_seq_max = 4;
+    o.kv_unified = true;
+    Context context(model, o);
+    const auto tokens = [](std::size_t n) { return random_tokens(n, 512, n); };
+    context.prefill(tokens(40), 0, 0);
+    context.prefill(tokens(10), 0, 1);
+    context.save_sequence(0, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE);
+    context.remove(0, 20, 30);
+    context.prefill(tokens(5), 0, 2);  // half of the hole
+    context.prefill(tokens(10), 40, 0);
+    const auto state = context.save_sequence(0, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE);
+    context.restore_sequence(0, state, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE);
+    EXPECT_EQ(context.last_position(0), 49);
+}
+
 TEST(Faults, LoadedButUnusedItChangesNothing) {
     const Model host(small_model(), CacheOwner::kHost);
     const auto before = counters();

@@ -49,8 +49,8 @@ TEST(Soak, AThousandContexts) {
     EXPECT_LT(at[1000], at[200] + 1024);  // a page of 16 KiB leaked per context would be 12800 KiB
 }
 
-// A server's day in a few minutes: four slots take turns with prompts, answers, regenerated answers, context shifts,
-// saved and restored states, on one unified cache that is always nearly full.
+// A server's day in a few minutes: four slots take turns with prompts, answers, regenerated answers, context
+// shifts, saved and restored states, on one unified cache that is always nearly full.
 TEST(Soak, ServingWithoutEnd) {
     const Model model(small_model(), CacheOwner::kPlugin);
     ContextOptions o = options();
@@ -77,9 +77,10 @@ TEST(Soak, ServingWithoutEnd) {
             context.shift(s, keep + drop, -1, -drop);
             length[std::size_t(s)] -= drop;
         }
-        const Logits logits =
-            context.prefill(random_tokens(std::size_t(n), model.n_vocab(), std::uint64_t(turn)), length[std::size_t(s)], s);
-        ASSERT_TRUE(std::all_of(logits.values.begin(), logits.values.end(), [](float x) { return x == x; })) << turn;
+        const Logits logits = context.prefill(
+            random_tokens(std::size_t(n), model.n_vocab(), std::uint64_t(turn)), length[std::size_t(s)], s);
+        ASSERT_TRUE(std::all_of(logits.values.begin(), logits.values.end(), [](float x) { return x == x; }))
+            << turn;
         length[std::size_t(s)] += n;
         n_tokens += std::size_t(n);
         if (below(3) == 0) {
@@ -102,7 +103,8 @@ TEST(Soak, ServingWithoutEnd) {
     plugin_api().counters(&counters);
     for (const auto& [turn, kib] : at) std::printf("after %4d turns: %.0f KiB\n", turn, kib);
     std::printf("%zu tokens, %llu pages frozen, %llu encoded again\n", n_tokens,
-                static_cast<unsigned long long>(counters.freezes), static_cast<unsigned long long>(counters.reencodes));
+                static_cast<unsigned long long>(counters.freezes),
+                static_cast<unsigned long long>(counters.reencodes));
     EXPECT_GT(counters.freezes, 100u);
     EXPECT_LT(at[kTurns], at[500] + 2048);
 }
