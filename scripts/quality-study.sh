@@ -29,7 +29,7 @@ study() {
 }
 
 first="tiny-recall.gguf eval.txt 2048"
-second="tiny-outliers.gguf eval-addresses.txt 1024"
+second="outliers/tiny-outliers.gguf outliers/eval-addresses.txt 1024"
 
 widths=""
 for k in q8 q6 q5 q4 q3 q2; do
@@ -55,7 +55,7 @@ done
 # Recall and greedy continuations, by preset. These are not kept: each run computes them again.
 for model in first second; do
     eval "set -- \$$model"
-    recall=$([ "$model" = first ] && echo recall.jsonl || echo recall-outliers.jsonl)
+    recall=$([ "$model" = first ] && echo recall.jsonl || echo outliers/recall-outliers.jsonl)
     "$bin/mixed-kv-eval" -m "$root/models/$1" -f "$root/models/$2" -c "$3" --ubatch 64 -t 1 --chunks "$chunks" \
         --configs "host:q4_0 $presets mixed:k=q2,v=q2" --resume "$out/results.jsonl" --plot "$out/$model" \
         --recall "$root/models/$recall" --greedy 256 > "$out/$model-recall.md"
