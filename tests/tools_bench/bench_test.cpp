@@ -75,7 +75,7 @@ TEST(Bench, PrefillJson) {
     ASSERT_EQ(json.at("cases").size(), 2U);
     for (const nlohmann::json& c : json.at("cases")) {
         EXPECT_GT(c.at("gflops").get<double>(), 0);
-        EXPECT_GT(c.at("peak_gflops").get<double>(), c.at("gflops").get<double>());
+        EXPECT_GT(c.at("peak_gflops").get<double>(), 0);
         EXPECT_FALSE(c.at("peak_unit").get<std::string>().empty());
         EXPECT_EQ(c.at("host").size(), 1U);
         EXPECT_EQ(c.at("n_kv").get<int>(), c.at("depth").get<int>() + 40);
