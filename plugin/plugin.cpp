@@ -130,7 +130,10 @@ const kernels::KernelSet& kernel_set_in_use() {
     return override_kernels != nullptr ? *override_kernels : active_kernel_set();
 }
 
-const char* active_isa_name() { return loaded().isa.c_str(); }
+const char* active_isa_name() {
+    std::lock_guard<std::mutex> lock(override_mutex);
+    return override_kernels != nullptr ? override_kernels->name : loaded().isa.c_str();
+}
 
 ggml_backend_reg_t registration() {
     static ggml_backend_reg reg = {

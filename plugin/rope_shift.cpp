@@ -1,6 +1,7 @@
 #include "rope_shift.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "kv_buffer.h"
@@ -18,8 +19,9 @@ ggml_status shift_keys(HostCpu& cpu, ggml_tensor* op) {
 
     // One-node graph over a copy of the op that sees one page's rows.
     std::vector<std::uint8_t> memory(ggml_graph_overhead_custom(1, false) + ggml_tensor_overhead());
-    ggml_context* ctx = ggml_init({memory.size(), memory.data(), true});
-    ggml_cgraph* graph = ggml_new_graph_custom(ctx, 1, false);
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(
+        ggml_init({memory.size(), memory.data(), true}), ggml_free);
+    ggml_cgraph* graph = ggml_new_graph_custom(ctx.get(), 1, false);
     ggml_tensor page_op = *op, page_rows = *op->src[0], page_shifts = *op->src[1];
     for (ggml_tensor* t : {&page_op, &page_rows, &page_shifts}) {
         t->view_src = nullptr;
@@ -44,7 +46,6 @@ ggml_status shift_keys(HostCpu& cpu, ggml_tensor* op) {
             });
         }
     }
-    ggml_free(ctx);
     return status;
 }
 
