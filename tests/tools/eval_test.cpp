@@ -80,6 +80,17 @@ TEST(Eval, ResumesFromWhatIsThere) {
     EXPECT_NE(result.err.find("line 1 is no result"), std::string::npos) << result.err;
 }
 
+// Passing over one context leaves the second of two.
+TEST(Eval, FirstChunkPassesOver) {
+    const auto kld = [](std::vector<std::string> more) {
+        more.insert(more.end(), {"--configs", "host:q4_0"});
+        return eval_json(std::move(more)).at("configs")[0].at("kld_mean").get<double>();
+    };
+    const double first = kld({}), second = kld({"--first-chunk", "1"});
+    EXPECT_NE(first, second);
+    EXPECT_NEAR(kld({"--chunks", "2"}), (first + second) / 2, 1e-6 * first);
+}
+
 TEST(Eval, PlotsAndTables) {
     const std::string prefix = scratch_folder() + "/plot";
     const CommandResult result = eval(
@@ -91,6 +102,12 @@ TEST(Eval, PlotsAndTables) {
     EXPECT_EQ(svg.rfind("<svg ", 0), 0U);
     EXPECT_NE(svg.find("mixed:small"), std::string::npos);
     EXPECT_EQ(svg.find("nan"), std::string::npos);
+
+    const CommandResult full =
+        eval({"-m", kModel, "--configs", "host:q4_0", "--plot", "/no/such/folder/plot"});
+    EXPECT_EQ(full.exit_status, 1);
+    EXPECT_EQ(full.err_lines().size(), 1U) << full.err;
+    EXPECT_NE(full.err.find("cannot write '/no/such/folder/plot-kld.svg'"), std::string::npos) << full.err;
 }
 
 // The file that a calibration writes divides a budget.
@@ -123,6 +140,7 @@ TEST(Eval, BadInputIsOneLine) {
         {{"-m", kModel, "--configs", "mixed:best"}, "best"},
         {{"-m", kModel, "--configs", "host:q9"}, "q9"},
         {{"-m", kModel, "--configs", "f16", "--baseline", "host:q4_0"}, "--baseline"},
+        {{"-m", kModel, "--configs", "f16", "--first-chunk", "100000"}, "--first-chunk"},
         {{"-m", kModel, "--configs", "f16", "--greedy", "200"}, "half of the context"},
         {{"-m", kModel, "--configs", "f16", "--resume", "/no/such/folder/x"}, "cannot write"},
     };

@@ -21,6 +21,7 @@
 #include "mixed_kv/error.h"
 #include "trace/gguf_reader.h"
 #include "trace/gguf_writer.h"
+#include "trace/output_file.h"
 #include "trace_test_support.h"
 
 namespace mixed_kv::trace::testing {
@@ -103,6 +104,20 @@ TEST(AtomicFile, RefusesImpossibleTargets) {
     EXPECT_THAT(message(folder.path() / ""), HasSubstr("no file name"));
     EXPECT_THAT(message(folder / std::string(300, 'n')), HasSubstr("File name too long"));
     EXPECT_THAT(folder.entries(), ElementsAre("file", "folder"));
+}
+
+TEST(OutputFile, ReplacesInOneStepAndWritesThroughPipes) {
+    const TempFolder folder;
+    const auto path = folder / "table";
+    write_output_file(path, "old and long");
+    write_output_file(path, "new");
+    EXPECT_EQ(read_text(path), "new");
+    EXPECT_THAT(folder.entries(), ElementsAre("table"));
+    write_output_file("/dev/null", "nothing");
+    EXPECT_THAT(error_of([&] { write_output_file("/dev/full", "text"); }),
+                HasSubstr("cannot write '/dev/full': No space left on device"));
+    EXPECT_THAT(error_of([&] { write_output_file(folder / "missing" / "table", "text"); }),
+                HasSubstr("cannot open its folder: No such file"));
 }
 
 TEST(AtomicFile, RefusesBeforehandWhatCannotFit) {

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <new>
 #include <optional>
 #include <set>
@@ -19,6 +18,7 @@
 #include "kqv-tensor-reader/npy.h"
 #include "kqv-tensor-reader/report.h"
 #include "mixed_kv/error.h"
+#include "trace/output_file.h"
 #include "trace/trace_reader.h"
 
 namespace mixed_kv::trace_tools {
@@ -41,10 +41,11 @@ class OutputError : public std::runtime_error {
 };
 
 void write_file(const std::string& path, const std::string& content) {
-    std::ofstream file(path, std::ios::binary | std::ios::trunc);
-    file << content;
-    file.close();
-    if (!file) throw OutputError("cannot write '" + path + "': " + std::strerror(errno));
+    try {
+        trace::write_output_file(path, content);
+    } catch (const Error& error) {
+        throw OutputError(error.what());
+    }
 }
 
 void print_json(const nlohmann::ordered_json& json) {

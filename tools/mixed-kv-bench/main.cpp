@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <stdexcept>
 
 #include "common/command_line.h"
@@ -15,6 +14,7 @@
 #include "mixed-kv-bench/model_bench.h"
 #include "mixed-kv-bench/plot.h"
 #include "mixed-kv-bench/report.h"
+#include "trace/output_file.h"
 
 namespace mixed_kv::tools {
 
@@ -38,19 +38,12 @@ void print(const Report& report, OutputFormat format) {
         throw std::runtime_error(fmt::format("cannot write: {}", std::strerror(errno)));
 }
 
-void write_file(const std::string& path, const std::string& text) {
-    std::ofstream file(path, std::ios::binary);
-    file << text;
-    file.close();
-    if (!file) throw std::runtime_error(fmt::format("cannot write '{}': {}", path, std::strerror(errno)));
-}
-
 int run(int argc, char** argv) {
     const std::optional<BenchArguments> arguments = parse_bench_arguments(argc, argv);
     if (!arguments) return kExitOk;
     if (arguments->mode == BenchMode::model) {
         const ModelReport report = run_model_bench(*arguments);
-        if (!arguments->svg.empty()) write_file(arguments->svg, plot_svg(report));
+        if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
         print(report, arguments->output);
     } else {
         print(run_attention_bench(*arguments), arguments->output);

@@ -16,6 +16,7 @@
 #include "mixed-kv-eval/evaluation.h"
 #include "mixed-kv-eval/output.h"
 #include "mixed-kv-eval/recall.h"
+#include "trace/output_file.h"
 
 namespace mixed_kv::tools {
 
@@ -34,15 +35,8 @@ void show_progress(const char* what, int done, int total) {
         fmt::print(stderr, "\r{}: {} of {}{}", what, done, total, done == total ? "\n" : "");
 }
 
-void write_file(const std::string& path, const std::string& text) {
-    std::ofstream file(path, std::ios::binary);
-    file << text;
-    file.close();
-    if (!file) throw std::runtime_error(fmt::format("cannot write {}", path));
-}
-
 void write_calibration(const std::string& path, const Calibration& calibration) {
-    write_file(path, calibration.to_text());
+    trace::write_output_file(path, calibration.to_text());
     fmt::print("{}: {} tensors of {}; use it with GGML_MIXED_KV_BITS=N GGML_MIXED_KV_CALIBRATION={}\n", path,
                calibration.tensors.size(), calibration.model, path);
 }
@@ -52,7 +46,7 @@ int run(int argc, char** argv) {
     std::string model_path, text_path, configs = "host:f16,host:q8_0,host:q4_0,mixed:balanced", recall_path;
     EvaluationOptions options;
     std::string baseline, plot_prefix;
-    int recall_contexts = 0, greedy_tokens = 0, greedy_prompts = 4;
+    int recall_contexts = 0, greedy_tokens = 0, greedy_prompts = 4, first_chunk = 0;
     bool json = false, csv = false;
     std::string calibrated_model, output_path;
     auto* model_option = app.add_option("-m,--model", model_path, "GGUF model");
@@ -74,6 +68,8 @@ int run(int argc, char** argv) {
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();
     app.add_option("--chunks", options.max_chunks, "Contexts to score; 0: the whole text")
+        ->check(CLI::Range(0, 1 << 20));
+    app.add_option("--first-chunk", first_chunk, "Contexts at the beginning of the text to pass over")
         ->check(CLI::Range(0, 1 << 20));
     app.add_option(
            "--configs", configs,
@@ -122,6 +118,13 @@ int run(int argc, char** argv) {
         auto all = tokenize(llama_model_get_vocab(ours.get()), text);
         if (!all.empty() && all.front() == llama_vocab_bos(llama_model_get_vocab(ours.get())))
             all.erase(all.begin());
+        // A context holds BOS and n_ctx - 1 tokens of the text.
+        const auto skipped = std::size_t(first_chunk) * std::size_t(options.n_ctx - 1);
+        if (skipped >= all.size()) {
+            throw std::runtime_error(fmt::format("--first-chunk {} passes over {} tokens; the text has {}",
+                                                 first_chunk, skipped, all.size()));
+        }
+        all.erase(all.begin(), all.begin() + std::ptrdiff_t(skipped));
         return all;
     }();
 
@@ -152,8 +155,9 @@ int run(int argc, char** argv) {
                                           [](int done, int total) { show_progress("greedy", done, total); });
     }
     if (!plot_prefix.empty()) {
-        write_file(plot_prefix + "-kld.svg", kld_plot(report));
-        if (!report.recalls.empty()) write_file(plot_prefix + "-recall.svg", recall_plot(report));
+        trace::write_output_file(plot_prefix + "-kld.svg", kld_plot(report));
+        if (!report.recalls.empty())
+            trace::write_output_file(plot_prefix + "-recall.svg", recall_plot(report));
     }
     if (json) {
         fmt::print("{}\n", to_json(report).dump(2));
