@@ -115,6 +115,7 @@ void attention(benchmark::State& state, const kernels::KernelSet* set, int forma
     const int stride = (head_dim + 15) / 16 * 16;
     std::vector<float> q(std::size_t(rows) * stride, 0.03f), p(std::size_t(rows) * kPageTokens, 0.5f);
     std::vector<float> scores(p.size()), o(q.size());
+    const std::vector<float> mass(std::size_t(rows), 1000.0f);  // of a long context: one pass over each page
     for (std::size_t i = 0; i < q.size(); ++i) q[i] *= float(i % 13) - 6.0f;
     for (std::size_t i = 0; i < p.size(); ++i) p[i] *= float(i % 11) * 0.1f;
     auto* scratch =
@@ -129,7 +130,7 @@ void attention(benchmark::State& state, const kernels::KernelSet* set, int forma
                 const kernels::QkArgs args{page, q.data(), stride, rows, scores.data(), scratch};
                 format < 0 ? set->qk_f16(args) : set->formats[format].qk(args);
             } else {
-                const kernels::PvArgs args{page, p.data(), rows, o.data(), stride, scratch};
+                const kernels::PvArgs args{page, p.data(), rows, o.data(), stride, scratch, mass.data()};
                 format < 0 ? set->pv_f16(args) : set->formats[format].pv(args);
             }
         }
