@@ -4,7 +4,8 @@
 //
 // Attention kernels walk through many distinct pages, 1 GiB and at least twice a common L3 in total, so that
 // they read DRAM; read_memory is what plain loads reach on the same buffer, in the same run. Compare
-// bytes_per_second with it: a share above 1 means that the benchmark is broken. Encoders and tiles work on
+// bytes_per_second with it: a share above 1 means that the benchmark is broken. Those whose name ends in
+// /cached go round 16 pages instead, which an L2 holds: the arithmetic alone. Encoders and tiles work on
 // data in L1/L2, as they do in the cache and the tile path; ns_per_value and GFLOP/s say how fast.
 
 #include <benchmark/benchmark.h>
@@ -106,13 +107,15 @@ void read_memory(benchmark::State& state) {
 }
 
 void attention(benchmark::State& state, const kernels::KernelSet* set, int format, KvRole role, int head_dim,
-               int rows) {
+               int rows, bool cached) {
     const std::size_t bytes = format < 0 ? std::size_t(kPageTokens) * head_dim * 2
                                          : cold_formats()[format].block_bytes(role, head_dim);
-    const std::size_t n_blocks = fill_pool(make_blocks(format, role, head_dim), bytes);
+    const std::size_t n_filled = fill_pool(make_blocks(format, role, head_dim), bytes);
+    const std::size_t n_blocks = cached ? 16 : n_filled;
     const int stride = (head_dim + 15) / 16 * 16;
     std::vector<float> q(std::size_t(rows) * stride, 0.03f), p(std::size_t(rows) * kPageTokens, 0.5f);
     std::vector<float> scores(p.size()), o(q.size());
+    const std::vector<float> mass(std::size_t(rows), 1000.0f);  // of a long context: one pass over each page
     for (std::size_t i = 0; i < q.size(); ++i) q[i] *= float(i % 13) - 6.0f;
     for (std::size_t i = 0; i < p.size(); ++i) p[i] *= float(i % 11) * 0.1f;
     auto* scratch =
@@ -127,7 +130,7 @@ void attention(benchmark::State& state, const kernels::KernelSet* set, int forma
                 const kernels::QkArgs args{page, q.data(), stride, rows, scores.data(), scratch};
                 format < 0 ? set->qk_f16(args) : set->formats[format].qk(args);
             } else {
-                const kernels::PvArgs args{page, p.data(), rows, o.data(), stride, scratch};
+                const kernels::PvArgs args{page, p.data(), rows, o.data(), stride, scratch, mass.data()};
                 format < 0 ? set->pv_f16(args) : set->formats[format].pv(args);
             }
         }
@@ -191,10 +194,13 @@ void register_all() {
             for (const KvRole role : {KvRole::key, KvRole::value}) {
                 for (const int dim : {64, 128}) {
                     const std::string d = "head_dim:" + std::to_string(dim);
-                    for (const int rows : {1, 4, 8}) {
+                    for (const int rows : {1, 2, 3, 4, 8, 32}) {
                         const std::string what = (role == KvRole::key ? "qk_" : "pv_") + f;
-                        benchmark::RegisterBenchmark(name(what, d + "/rows:" + std::to_string(rows)).c_str(),
-                                                     attention, set, format, role, dim, rows);
+                        const std::string shape = d + "/rows:" + std::to_string(rows);
+                        benchmark::RegisterBenchmark(name(what, shape).c_str(), attention, set, format, role,
+                                                     dim, rows, false);
+                        benchmark::RegisterBenchmark(name(what, shape + "/cached").c_str(), attention, set,
+                                                     format, role, dim, rows, true);
                     }
                     if (format >= 0) {
                         const std::string what = (role == KvRole::key ? "encode_key_" : "encode_value_") + f;

@@ -2,6 +2,7 @@
 
 #include "formats/block_layout.h"
 #include "kernels/avx2/simd.h"
+#include "kernels/contract.h"
 
 // Reads code planes as bytes: 8 lanes of 32 bits, each with four codes. For keys a lane is a token and the
 // four are channels; for values a lane is a channel and the four are tokens. Pictures in docs/data-layout.md.
@@ -96,6 +97,90 @@ inline PlanePointers value_planes(const std::byte* block, const formats::BlockLa
             block + l.pair_plane + u / 2 * row + v * 32,
             single,
             single + mask_row};
+}
+
+// Codes as 16-bit words, what vpmaddwd multiplies: of the four codes of each lane those of the even bytes, 0
+// and 2, and those of the odd ones.
+struct Words {
+    __m256i even, odd;
+};
+
+inline Words to_words(__m256i bytes) noexcept {
+    return {_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)};
+}
+
+// Bits [kFrom, kFrom + kWidth) of every byte, as words.
+template <int kFrom, int kWidth>
+inline Words field_words(__m256i x) noexcept {
+    const __m256i mask = _mm256_set1_epi16((1 << kWidth) - 1);
+    Words w;
+    w.even = _mm256_and_si256(kFrom == 0 ? x : _mm256_srli_epi16(x, kFrom), mask);
+    w.odd = _mm256_srli_epi16(x, 8 + kFrom);
+    if constexpr (kFrom + kWidth < 8) w.odd = _mm256_and_si256(w.odd, mask);
+    return w;
+}
+
+// Keys of 4 and 2 bits stay where they lie in the byte, which saves a shift: the sums of the pair's a and b
+// (kB) come out multiplied by 2^key_shift, exactly, and are shifted back at the end of the page.
+constexpr int key_shift(int bits, int half, int b) {
+    return bits == 4 ? 4 * b : bits == 2 ? 4 * half + 2 * b : 0;
+}
+
+// Whether a's bytes are left whole, so that its sums contain b's as they are.
+constexpr bool key_a_contains_b(int bits) { return bits == 4; }
+
+// The most channel groups whose sums, multiplied by 2^key_shift, are below 2^31: 4 * 64 channels of codes up
+// to 15 << 4 times 16-bit integers up to 32639.
+constexpr int key_groups_at_once(int bits) { return bits == 4 || bits == 2 ? 64 : kMaxHeadDim / 4; }
+
+struct WordsPair {
+    Words a, b;
+};
+
+template <int kBits, int kHalf>
+inline WordsPair key_words(const PlanePointers& p) noexcept {
+    if constexpr (kBits == 4) {
+        const __m256i high = _mm256_set1_epi16(0xf0);
+        const Words whole = to_words(load_i(p.nibble));
+        return {whole, {_mm256_and_si256(load_i(p.nibble), high), _mm256_and_si256(whole.odd, high)}};
+    } else if constexpr (kBits == 2) {
+        const __m256i x = load_i(p.pair), odd = _mm256_srli_epi16(x, 8);
+        const __m256i a = _mm256_set1_epi16(3 << 4 * kHalf), b = _mm256_set1_epi16(12 << 4 * kHalf);
+        return {{_mm256_and_si256(x, a), _mm256_and_si256(odd, a)},
+                {_mm256_and_si256(x, b), _mm256_and_si256(odd, b)}};
+    } else {
+        const CodePair codes = load_codes<kBits, kHalf>(p);
+        return {to_words(codes.a), to_words(codes.b)};
+    }
+}
+
+// Tokens 4 (4 u + kQuad).. + 3, channels 8v...
+template <int kBits, int kQuad>
+inline Words value_words(const std::byte* block, const formats::BlockLayout& l, int u, int v) noexcept {
+    constexpr formats::CodePlanes planes = formats::code_planes(kBits);
+    constexpr int kB = kQuad % 2;
+    const PlanePointers p = value_planes(block, l, 2 * u + kQuad / 2, v);
+    if constexpr (kBits == 4) {
+        return field_words<4 * kB, 4>(load_i(p.nibble));
+    } else if constexpr (kBits == 2) {
+        return field_words<2 * kQuad, 2>(load_i(p.pair));
+    } else {
+        __m256i codes{};
+        if constexpr (planes.byte) {
+            codes = load_i(kB ? p.byte_b : p.byte_a);
+        }
+        if constexpr (planes.nibble) {
+            const __m256i x = load_i(p.nibble);
+            codes = _mm256_and_si256(kB ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15));
+        }
+        if constexpr (planes.pair) {
+            codes = _mm256_or_si256(codes, move_pair<2 * kQuad, planes.pair_shift>(load_i(p.pair)));
+        }
+        if constexpr (planes.single) {
+            codes = _mm256_or_si256(codes, spread_bits<planes.single_shift>(kB ? p.single_b : p.single_a));
+        }
+        return to_words(codes);
+    }
 }
 
 }  // namespace

@@ -68,6 +68,25 @@ inline void transpose(__m256 (&r)[8]) noexcept {
     r[3] = _mm256_permute2f128_ps(b3, b7, 0x20), r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
 }
 
+template <int kN>
+struct Int {
+    static constexpr int value = kN;
+};
+
+// Calls f(Int<0>), ..., f(Int<kN - 1>). Unlike a loop it makes every index a constant from the start, which
+// keeps arrays of sums in registers through to the end of a tile.
+template <int kN, int kI = 0, typename F>
+inline __attribute__((always_inline)) void unroll(F&& f) noexcept {
+    if constexpr (kI < kN) {
+        f(Int<kI>{});
+        unroll<kN, kI + 1>(f);
+    }
+}
+
+// An instruction of its own: a function or lambda that only calls __builtin_prefetch has no effect as GCC 12
+// sees it, and its calls are dropped.
+inline void prefetch(const std::byte* p) noexcept { asm volatile("prefetcht0 %0" : : "m"(*p)); }
+
 // Fetches the next page while this one is computed, a few lines per step: a strip of a block is no stream
 // that the hardware would follow, and pages are not neighbours in memory.
 struct Ahead {
@@ -80,21 +99,28 @@ struct Ahead {
         : at(next),
           end(next != nullptr ? next + bytes : next),
           bytes_per_step((bytes / std::size_t(n_steps) + 64) / 64 * 64) {}
+    // Bytes [from, to) of the next page, for step_lines() only.
+    Ahead(const std::byte* next, std::size_t from, std::size_t to) noexcept
+        : at(next != nullptr ? next + from : next), end(next != nullptr ? next + to : next), bytes_per_step(0) {}
     void step() noexcept {
         const std::byte* stop =
             at + (static_cast<std::size_t>(end - at) < bytes_per_step ? static_cast<std::size_t>(end - at)
                                                                       : bytes_per_step);
         for (; at < stop; at += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+            prefetch(at);
+        }
+    }
+    // kLines lines, up to kLines - 1 of them beyond the end.
+    template <int kLines>
+    void step_lines() noexcept {
+        if (at < end) {
+            unroll<kLines>([this](auto i) { prefetch(at + i.value * 64); });
+            at += kLines * 64;
         }
     }
 };
 
-// Calls f(std::integral_constant-like tag) with the number of rows in the next tile, 4 at a time.
-template <int kN>
-struct Int {
-    static constexpr int value = kN;
-};
+// Calls f(r, Int<n>{}) with the first row and the number of rows of each tile, 4 at a time.
 template <typename F>
 inline void for_row_tiles(int n_rows, F&& f) {
     int r = 0;

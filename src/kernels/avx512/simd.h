@@ -12,6 +12,8 @@ namespace mixed_kv::kernels::avx512 {
 namespace {
 
 using avx2::for_row_tiles;
+using avx2::prefetch;
+using avx2::unroll;
 
 inline __m512i load_i(const void* p) noexcept { return _mm512_loadu_si512(p); }
 
@@ -45,18 +47,6 @@ inline float horizontal_max(__m512 x) noexcept {
 inline std::int32_t horizontal_sum(__m512i x) noexcept {
     return avx2::horizontal_sum(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)));
 }
-
-// Calls f(Int<0>), ..., f(Int<kN - 1>). Unlike a loop it makes every index a constant from the start, which
-// keeps arrays of sums in registers through to the end of a tile.
-template <int kN, int kI = 0, typename F>
-inline __attribute__((always_inline)) void unroll(F&& f) noexcept {
-    if constexpr (kI < kN) {
-        f(avx2::Int<kI>{});
-        unroll<kN, kI + 1>(f);
-    }
-}
-
-inline void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Fetches the next page while this one is computed, a few lines per step: a strip of a block is no stream
 // that the hardware would follow, and pages are not neighbours in memory. No branch: from the last lines on,
