@@ -11,8 +11,9 @@ namespace mixed_kv {
 
 // Storage for the pages of one ggml buffer: fixed-size classes carved from anonymous mappings, 64-byte
 // aligned. Freed blocks are reused; memory beyond a small reserve goes back to the system in 4 KiB units.
-// Mappings grow geometrically from 64 KiB per class and never use huge pages, so that memory is what RSS
-// shows. Not thread-safe. Must outlive every tensor that allocates from it.
+// Mappings grow geometrically from 64 KiB per class. Huge pages take only the place of 2 MiB that are in use
+// to the last unit, so that memory is what RSS shows. Not thread-safe. Must outlive every tensor that
+// allocates from it.
 class PageArena {
   public:
     explicit PageArena(std::size_t limit_bytes = SIZE_MAX);
@@ -20,6 +21,8 @@ class PageArena {
     PageArena(const PageArena&) = delete;
     PageArena& operator=(const PageArena&) = delete;
 
+    // Blocks of this size are kept long and read often: from now on they may get huge pages.
+    void expect_lasting(std::size_t bytes);
     // bytes > 0. Contents are unspecified. Throws Error when the system or the limit refuses.
     std::byte* allocate(std::size_t bytes);
     void release(std::byte* block, std::size_t bytes) noexcept;  // bytes as allocated; null does nothing
@@ -40,6 +43,7 @@ class PageArena {
     Chunk& chunk_with_space(SizeClass& size_class);
     std::size_t keep_bytes() const noexcept;
     void trim_units(Chunk& chunk, std::size_t first, std::size_t last) noexcept;
+    void use_unit(Chunk& chunk, std::size_t unit) noexcept;
     void unmap(Chunk& chunk) noexcept;
 
     std::map<std::size_t, std::unique_ptr<SizeClass>> classes_;  // by block size

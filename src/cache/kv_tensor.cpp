@@ -93,6 +93,8 @@ bool KvTensor::set_head_shape(HeadShape shape) {
     }
     layout_ = layout;
     shape_known_ = true;
+    // Hot pages of a tensor that freezes come and go.
+    config_.arena->expect_lasting(layout_.format != nullptr ? cold_bytes() : hot_bytes());
     return true;
 }
 

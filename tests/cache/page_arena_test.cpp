@@ -119,6 +119,72 @@ TEST(PageArena, ResidentMemoryIsWhatItSays) {
     EXPECT_LE(pages.bytes_resident(), 96u * 1024);
 }
 
+std::size_t huge_bytes() {
+    std::ifstream rollup("/proc/self/smaps_rollup");
+    for (std::string line; std::getline(rollup, line);) {
+        if (line.rfind("AnonHugePages:", 0) == 0) return std::stoul(line.substr(14)) * 1024;
+    }
+    return 0;
+}
+
+// Whether this system makes a huge page of 2 MiB when asked to.
+bool system_joins_pages() {
+    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+    std::string state;
+    if (!std::getline(file, state) || state.find("[never]") != std::string::npos) return false;
+    constexpr std::size_t kHuge = 2 << 20;
+    void* p = mmap(nullptr, 2 * kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return false;
+    void* at = reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(p) + kHuge - 1) / kHuge * kHuge);
+    std::memset(at, 1, kHuge);
+    const bool joined = madvise(at, kHuge, MADV_HUGEPAGE) == 0 && madvise(at, kHuge, 25) == 0;
+    munmap(p, 2 * kHuge);
+    return joined;
+}
+
+// Pages that last: huge pages where 2 MiB are used in full, and never a byte more than without them.
+TEST(PageArena, HugePagesHoldNothingThatIsNotUsed) {
+    const std::size_t block = 36864;  // 2 MiB are no multiple of it
+    PageArena arena;
+    arena.expect_lasting(block);
+    const std::size_t before = huge_bytes();
+    std::map<std::uintptr_t, std::uintptr_t> ranges;
+    std::vector<Block> live;
+    for (int i = 0; i < 1200; ++i) {
+        live.push_back(take(arena, block, static_cast<unsigned char>(i)));
+        const auto begin = reinterpret_cast<std::uintptr_t>(live.back().data);
+        for (std::uintptr_t unit = begin / 4096 * 4096; unit < begin + block; unit += 4096)
+            ranges[unit] = unit + 4096;
+        ASSERT_EQ(arena.bytes_resident(), 4096 * ranges.size()) << i;
+    }
+    EXPECT_EQ(resident(ranges), arena.bytes_resident());
+    EXPECT_LE(arena.bytes_resident(), arena.bytes_in_use() + 64 * 1024);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    // All but the first chunks, which are smaller, and what is beyond the last whole 2 MiB of the others.
+    if (system_joins_pages()) {
+        EXPECT_GE(huge_bytes() - before, arena.bytes_in_use() / 2);
+    }
+#else
+    static_cast<void>(before);
+#endif
+    for (const Block& b : live) ASSERT_TRUE(intact(b));
+
+    Random random(11);
+    while (live.size() > 300) {
+        const auto i = static_cast<std::size_t>(random.below(static_cast<int>(live.size())));
+        arena.release(live[i].data, block);
+        live[i] = live.back();
+        live.pop_back();
+    }
+    EXPECT_LE(resident(ranges), arena.bytes_resident());  // emptied chunks are no longer mapped
+    EXPECT_LE(arena.bytes_resident(), arena.bytes_in_use() * 5 / 4 + (1 << 20));
+    for (int i = 0; i < 900; ++i) live.push_back(take(arena, block, static_cast<unsigned char>(i)));
+    for (const Block& b : live) ASSERT_TRUE(intact(b));
+    arena.release_all();
+    EXPECT_EQ(arena.bytes_resident(), 0u);
+    EXPECT_LE(huge_bytes(), before);
+}
+
 TEST(PageArena, SmallCachesHaveLittleSlack) {
     // Twelve tensors of a small model at 2000 cells: 30 cold pages, 2 hot ones, one overlay of sinks.
     PageArena arena;

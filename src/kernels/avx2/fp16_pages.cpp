@@ -1,135 +1,201 @@
 // FP16 pages: every half is converted once per tile of query rows, sums are float with FMA.
+//
+// A tile has 8 to 12 sums in registers: two FMAs start per cycle and each takes 4 cycles. The rows of a tile
+// walk over the whole page, which stays in L1 for the next rows; meanwhile the first rows fetch the next
+// page, because a page is too short a stream for the hardware, which stops at every 4 KiB.
 
 #include "kernels/avx2/avx2.h"
+#include "kernels/avx2/registers.h"
 #include "kernels/avx2/simd.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
 
-// Lane i of the result is the sum of v[i]'s lanes.
-inline __m256 sum_each(const __m256 (&v)[8]) noexcept {
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+// From a byte of this page to the same byte of the next one, 0 if it is not known or pages are not
+// contiguous: this page is then fetched again, which costs less than to ask.
+inline std::ptrdiff_t distance_to_next(const PageData& page) noexcept {
+    if (page.next == nullptr || page.token_stride_bytes != std::ptrdiff_t(page.head_dim) * 2) {
+        return 0;
+    }
+    return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(page.next) -
+                                       reinterpret_cast<std::uintptr_t>(page.data));
 }
 
-// Scores of tokens t0 .. t0 + kTokens - 1 for rows r0 .. r0 + kRows - 1; kRows * kTokens <= 8.
+// To L2: one page and its query rows fill L1.
+inline void fetch(const std::byte* page, std::ptrdiff_t offset) noexcept {
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(page) +
+                                               static_cast<std::uintptr_t>(offset)),
+                 _MM_HINT_T1);
+}
+
+inline __m256 pair_sums(__m256 a, __m256 b) noexcept {
+    return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+
+// The sums of the lanes of four vectors. Half the instructions of horizontal additions.
+inline __m128 sum_each(__m256 v0, __m256 v1, __m256 v2, __m256 v3) noexcept {
+    const __m256 a = pair_sums(v0, v1), b = pair_sums(v2, v3);
+    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+// Tokens of a tile of kRows query rows.
+template <int kRows>
+constexpr int kTileTokens = kRows == 1   ? 8
+                            : kRows == 2 ? 4
+                                         : 3;
+
+// Scores of kTokens tokens from t on for kRows rows from r on, over the channels that fill whole vectors. A
+// tile of 3 tokens also writes the score after its last one, which the next tile overwrites. Out of line:
+// inlined into its loops, it loses registers to them.
 template <int kRows, int kTokens>
-inline void qk_tile(const QkArgs& a, int r0, int t0) noexcept {
-    static_assert(kRows * kTokens <= 8);
-    __m256 sum[8];
-    for (__m256& s : sum) {
-        s = _mm256_setzero_ps();
-    }
-    const std::byte* keys = a.keys.data + t0 * a.keys.token_stride_bytes;
-    const float* q = a.q + r0 * a.q_stride;
-    int c = 0;
-    for (; c + 8 <= a.keys.head_dim; c += 8) {
+__attribute__((noinline)) void qk_tile(const QkArgs& a, int r, int t, std::ptrdiff_t to_next) noexcept {
+    __m256 sum[kRows][kTokens];
+    unrolled<kRows>(
+        [&](auto i) { unrolled<kTokens>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
+    const std::ptrdiff_t stride = a.keys.token_stride_bytes, q_stride = a.q_stride;
+    const std::byte* keys = a.keys.data + t * stride;
+    const float* q = a.q + r * q_stride;
+    const int n = a.keys.head_dim & -8;
+#pragma GCC unroll 4
+    for (std::ptrdiff_t c = 0; c < n; c += 8) {
+        fetch(keys, to_next + c * 2 * kTokens);
         __m256 k[kTokens];
-        for (int t = 0; t < kTokens; ++t) {
-            k[t] = load_halves(keys + t * a.keys.token_stride_bytes + std::ptrdiff_t(c) * 2);
-        }
-        for (int r = 0; r < kRows; ++r) {
-            const __m256 x = _mm256_loadu_ps(q + r * a.q_stride + c);
-            for (int t = 0; t < kTokens; ++t) {
-                sum[r * kTokens + t] = _mm256_fmadd_ps(x, k[t], sum[r * kTokens + t]);
-            }
-        }
+        unrolled<kTokens>([&](auto j) { k[j.value] = load_halves(keys + j.value * stride + c * 2); });
+        unrolled<kRows>([&](auto i) {
+            const __m256 x = in_register(_mm256_loadu_ps(q + i.value * q_stride + c));
+            unrolled<kTokens>([&](auto j) {
+                sum[i.value][j.value] = _mm256_fmadd_ps(x, k[j.value], sum[i.value][j.value]);
+            });
+        });
     }
-    if (c < a.keys.head_dim) {
-        for (int t = 0; t < kTokens; ++t) {
-            const __m256 k = load_halves(keys + t * a.keys.token_stride_bytes + std::ptrdiff_t(c) * 2,
-                                         a.keys.head_dim - c);
-            for (int r = 0; r < kRows; ++r) {
-                sum[r * kTokens + t] =
-                    _mm256_fmadd_ps(_mm256_loadu_ps(q + r * a.q_stride + c), k, sum[r * kTokens + t]);
-            }
+    float* out = a.scores + std::ptrdiff_t(r) * kPage + t;
+    unrolled<kRows>([&](auto i) {
+        constexpr int row = decltype(i)::value;
+        if constexpr (kTokens == 1) {
+            out[row * kPage] = horizontal_sum(sum[row][0]);
+        } else if constexpr (kTokens == 3) {
+            _mm_storeu_ps(out + row * kPage,
+                          sum_each(sum[row][0], sum[row][1], sum[row][2], _mm256_setzero_ps()));
+        } else {
+            unrolled<kTokens / 4>([&](auto quarter) {
+                constexpr int j = 4 * decltype(quarter)::value;
+                _mm_storeu_ps(out + row * kPage + j,
+                              sum_each(sum[row][j], sum[row][j + 1], sum[row][j + 2], sum[row][j + 3]));
+            });
         }
+    });
+}
+
+template <int kRows>
+inline void qk_rows(const QkArgs& a, int r, std::ptrdiff_t to_next) noexcept {
+    constexpr int kTokens = kTileTokens<kRows>, kWritten = (kTokens + 3) / 4 * 4;
+    int t = 0;
+    for (; t + kWritten <= a.keys.n_tokens; t += kTokens) {
+        qk_tile<kRows, kTokens>(a, r, t, to_next);
     }
-    alignas(32) float sums[8];
-    _mm256_store_ps(sums, sum_each(sum));
-    for (int r = 0; r < kRows; ++r) {
-        for (int t = 0; t < kTokens; ++t) {
-            a.scores[(r0 + r) * kPage + t0 + t] = sums[r * kTokens + t];
+    for (; t < a.keys.n_tokens; ++t) {
+        qk_tile<kRows, 1>(a, r, t, to_next);
+    }
+}
+
+// Adds the last channels, those that fill no vector.
+void qk_rest(const QkArgs& a) noexcept {
+    const int c = a.keys.head_dim & -8, n = a.keys.head_dim - c;
+    for (int t = 0; t < a.keys.n_tokens; ++t) {
+        const __m256 k = load_halves(a.keys.data + t * a.keys.token_stride_bytes + std::ptrdiff_t(c) * 2, n);
+        for (int r = 0; r < a.n_rows; ++r) {
+            a.scores[r * kPage + t] +=
+                horizontal_sum(_mm256_mul_ps(_mm256_loadu_ps(a.q + r * a.q_stride + c), k));
         }
     }
 }
 
-// Tokens that pv takes at a time over all channels: strips of a whole page are no stream that the hardware
-// follows.
-constexpr int kChunk = 16;
+// Vectors of 8 channels in a tile of kRows query rows.
+template <int kRows>
+constexpr int kTileVectors = kRows == 1   ? 8
+                             : kRows == 2 ? 4
+                                          : 3;
 
-// Tokens [t0, t1), kVectors vectors of 8 channels from c on, the last of them n < 8 wide if kPartial.
-template <int kRows, int kVectors, bool kPartial>
-inline void pv_tile(const PvArgs& a, int r0, int t0, int t1, int c, int n = 8) noexcept {
+// kVectors vectors of 8 channels from c on for kRows rows from r on. next: the next page's bytes, a tile's
+// share of them after another's.
+template <int kRows, int kVectors>
+inline void pv_tile(const PvArgs& a, int r, int c, const std::byte* page, std::ptrdiff_t& next) noexcept {
     __m256 sum[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-            sum[r][v] = _mm256_setzero_ps();
-        }
-    }
-    const float* p = a.p + r0 * kPage;
-    const std::byte* row = a.values.data + t0 * a.values.token_stride_bytes + std::ptrdiff_t(c) * 2;
-    const std::ptrdiff_t ahead = kChunk * a.values.token_stride_bytes;
-    for (int t = t0; t < t1; ++t, row += a.values.token_stride_bytes) {
-        _mm_prefetch(reinterpret_cast<const char*>(row + ahead),
-                     _MM_HINT_T0);  // beyond the page at its end: no fault
+    unrolled<kRows>(
+        [&](auto i) { unrolled<kVectors>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
+    const std::ptrdiff_t stride = a.values.token_stride_bytes;
+    const std::byte* row = page + std::ptrdiff_t(c) * 2;
+    const float* p = a.p + std::ptrdiff_t(r) * kPage;
+    for (const float* end = p + a.values.n_tokens; p < end; ++p, row += stride, next += kVectors * 16) {
+        fetch(page, next);
         __m256 x[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-            x[v] = kPartial && v == kVectors - 1 ? load_halves(row + v * 16, n) : load_halves(row + v * 16);
-        }
-        for (int r = 0; r < kRows; ++r) {
-            const __m256 weight = _mm256_broadcast_ss(p + r * kPage + t);
-            for (int v = 0; v < kVectors; ++v) {
-                sum[r][v] = _mm256_fmadd_ps(weight, x[v], sum[r][v]);
-            }
-        }
+        unrolled<kVectors>([&](auto j) { x[j.value] = load_halves(row + j.value * 16); });
+        unrolled<kRows>([&](auto i) {
+            const __m256 weight = in_register(_mm256_broadcast_ss(p + i.value * kPage));
+            unrolled<kVectors>([&](auto j) {
+                sum[i.value][j.value] = _mm256_fmadd_ps(weight, x[j.value], sum[i.value][j.value]);
+            });
+        });
     }
-    for (int r = 0; r < kRows; ++r) {
-        float* o = a.o + (r0 + r) * a.o_stride + c;  // the padding of o takes the lanes beyond head_dim
-        for (int v = 0; v < kVectors; ++v) {
-            _mm256_storeu_ps(o + v * 8, _mm256_add_ps(_mm256_loadu_ps(o + v * 8), sum[r][v]));
+    unrolled<kRows>([&](auto i) {
+        unrolled<kVectors>([&](auto j) {
+            float* o = a.o + (r + i.value) * a.o_stride + c + j.value * 8;
+            _mm256_storeu_ps(o, _mm256_add_ps(_mm256_loadu_ps(o), sum[i.value][j.value]));
+        });
+    });
+}
+
+template <int kRows>
+inline void pv_rows(const PvArgs& a, int r, std::ptrdiff_t to_next) noexcept {
+    constexpr int kVectors = kTileVectors<kRows>;
+    const int n = a.values.head_dim & -8;
+    std::ptrdiff_t next = to_next;
+    int c = 0;
+    // Four vectors are better left to two pairs than to three and one.
+    for (; n - c >= kVectors * 8 && (kVectors != 3 || n - c != 32); c += kVectors * 8) {
+        pv_tile<kRows, kVectors>(a, r, c, a.values.data, next);
+    }
+    for (; n - c >= 16; c += 16) {
+        pv_tile<kRows, 2>(a, r, c, a.values.data, next);
+    }
+    if (c < n) {
+        pv_tile<kRows, 1>(a, r, c, a.values.data, next);
+    }
+}
+
+// The last channels, those that fill no vector. The padding of o takes the lanes beyond.
+void pv_rest(const PvArgs& a) noexcept {
+    const int c = a.values.head_dim & -8, n = a.values.head_dim - c;
+    for (int r = 0; r < a.n_rows; ++r) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int t = 0; t < a.values.n_tokens; ++t) {
+            const __m256 x =
+                load_halves(a.values.data + t * a.values.token_stride_bytes + std::ptrdiff_t(c) * 2, n);
+            sum = _mm256_fmadd_ps(_mm256_broadcast_ss(a.p + r * kPage + t), x, sum);
         }
+        float* o = a.o + r * a.o_stride + c;
+        _mm256_storeu_ps(o, _mm256_add_ps(_mm256_loadu_ps(o), sum));
     }
 }
 
 }  // namespace
 
 void qk_f16(const QkArgs& a) noexcept {
-    // Token tiles outside: each key is converted for all rows while it is in L1.
-    int t = 0;
-    for (; t + 8 <= a.keys.n_tokens; t += 8) {
-        for_row_tiles(a.n_rows, [&](int r, auto rows) {
-            constexpr int kRows = decltype(rows)::value;
-            constexpr int kTokens = kRows == 1 ? 8 : kRows == 2 ? 4 : 2;
-            for (int i = 0; i < 8; i += kTokens) {
-                qk_tile<kRows, kTokens>(a, r, t + i);
-            }
-        });
-    }
-    for (; t < a.keys.n_tokens; ++t) {
-        for_row_tiles(a.n_rows, [&](int r, auto rows) { qk_tile<decltype(rows)::value, 1>(a, r, t); });
+    const std::ptrdiff_t to_next = distance_to_next(a.keys);
+    for_row_tiles(a.n_rows,
+                  [&](int r, auto rows) { qk_rows<decltype(rows)::value>(a, r, r == 0 ? to_next : 0); });
+    if (a.keys.head_dim % 8 != 0) {
+        qk_rest(a);
     }
 }
 
 void pv_f16(const PvArgs& a) noexcept {
-    const int dim = a.values.head_dim;
-    for (int t0 = 0; t0 < a.values.n_tokens; t0 += kChunk) {
-        const int t1 = t0 + kChunk < a.values.n_tokens ? t0 + kChunk : a.values.n_tokens;
-        for_row_tiles(a.n_rows, [&](int r, auto rows) {
-            constexpr int kRows = decltype(rows)::value;
-            constexpr int kVectors = kRows <= 2 ? 4 : 2;
-            int c = 0;
-            for (; c + kVectors * 8 <= dim; c += kVectors * 8) {
-                pv_tile<kRows, kVectors, false>(a, r, t0, t1, c);
-            }
-            for (; c + 8 <= dim; c += 8) {
-                pv_tile<kRows, 1, false>(a, r, t0, t1, c);
-            }
-            if (c < dim) {
-                pv_tile<kRows, 1, true>(a, r, t0, t1, c, dim - c);
-            }
-        });
+    const std::ptrdiff_t to_next = distance_to_next(a.values);
+    for_row_tiles(a.n_rows,
+                  [&](int r, auto rows) { pv_rows<decltype(rows)::value>(a, r, r == 0 ? to_next : 0); });
+    if (a.values.head_dim % 8 != 0) {
+        pv_rest(a);
     }
 }
 

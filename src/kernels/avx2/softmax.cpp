@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/avx2/avx2.h"
+#include "kernels/avx2/registers.h"
 #include "kernels/avx2/simd.h"
 
 namespace mixed_kv::kernels::avx2 {
@@ -11,23 +12,24 @@ namespace {
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // e^x for x <= 40, relative error below 2e-7; 0 below -87.33 (where results would be subnormal), NaN for NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor polynomial of degree 7 is exact to 6e-9 there.
+// x = n ln 2 + r with |r| <= ln 2 / 2. The polynomial of degree 6 keeps 1 + r + r^2 / 2 and takes the other
+// coefficients from interpolation at Chebyshev nodes; it is exact to 1.1e-8.
 inline __m256 exp_ps(__m256 x) noexcept {
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504089f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    // Added to a number below 2^22, it leaves the number's integer, plus 127, in the low bits.
+    const __m256 to_integer = _mm256_set1_ps(0x1.8p23f + 127.0f);
+    const __m256 z = _mm256_fmadd_ps(x, _mm256_set1_ps(1.44269504089f), to_integer);
+    const __m256 n = _mm256_sub_ps(z, to_integer);
     __m256 r =
         _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);  // ln 2 in two parts, the first exact in n * it
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.0f / 5040);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
+    __m256 p = _mm256_set1_ps(1.3926180e-3f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3631761e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1666556e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666576e-1f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    const __m256i exponent =
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(z), 23);
     const __m256 result = _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
     const __m256 underflow = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33f), _CMP_LT_OQ);
     return _mm256_andnot_ps(underflow, result);
@@ -50,6 +52,72 @@ inline __m256 tanh_ps(__m256 x) noexcept {
     const __m256 large = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2.0f), _mm256_add_ps(e, one)));
     const __m256 is_small = _mm256_cmp_ps(magnitude, _mm256_set1_ps(0.625f), _CMP_LT_OQ);
     return _mm256_or_ps(sign, _mm256_blendv_ps(large, small, is_small));
+}
+
+// Lane i of the result is the sum (the maximum) of v[i]'s lanes.
+inline __m128 sum_each(const __m256 (&v)[4]) noexcept {
+    const __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+    const __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+inline __m128 max_each(const __m256 (&v)[4]) noexcept {
+    const __m256 a = _mm256_max_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+    const __m256 b = _mm256_max_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+    const __m256 s = _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    return _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+// One step for kRows <= 4 rows from r on: what is done once per row is done for all of them in one vector,
+// and the exponentials of all rows follow each other, so that the CPU overlaps them.
+template <int kRows>
+inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
+    const __m256 masked = _mm256_set1_ps(kMasked);
+    float* scores = a.scores + std::ptrdiff_t(r) * kPage;
+    __m256 largest[4] = {masked, masked, masked, masked};
+    alignas(16) std::int32_t row_seen[4] = {};
+    unrolled<kRows>([&](auto row) {
+        const float* s = scores + row.value * kPage;
+        __m256 top = masked, seen = _mm256_setzero_ps();
+        for (int i = 0; i < kPage; i += 8) {
+            const __m256 x = _mm256_loadu_ps(s + i);
+            top = _mm256_max_ps(x, top);  // skips NaN
+            seen = _mm256_or_ps(seen, _mm256_cmp_ps(x, masked, _CMP_NEQ_UQ));
+        }
+        largest[row.value] = top;
+        row_seen[row.value] = _mm256_movemask_ps(seen) != 0 ? -1 : 0;
+    });
+
+    // A row whose scores are all -inf: m stays, p = exp(-inf - 0), rescale = 1.
+    const __m128 seen = _mm_castsi128_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(row_seen)));
+    const __m128i rows = _mm256_castsi256_si128(lane_mask(kRows));
+    const __m128 m_before = _mm_maskload_ps(a.m + r, rows);
+    const __m128 m = _mm_max_ps(m_before, max_each(largest));
+    const __m128 change = _mm_sub_ps(m_before, m);
+    const __m128 rescale = _mm_blendv_ps(
+        _mm_set1_ps(1.0f), _mm256_castps256_ps128(exp_ps(_mm256_castps128_ps256(change))), seen);
+    alignas(16) float shift[4];
+    _mm_store_ps(shift, _mm_and_ps(m, seen));
+
+    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    unrolled<kRows>([&](auto row) {
+        float* s = scores + row.value * kPage;
+        const __m256 top = _mm256_broadcast_ss(shift + row.value);
+        __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
+        for (int i = 0; i < kPage; i += 16) {
+            const __m256 p0 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + i), top));
+            const __m256 p1 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8), top));
+            _mm256_storeu_ps(s + i, p0);
+            _mm256_storeu_ps(s + i + 8, p1);
+            sum0 = _mm256_add_ps(sum0, p0);
+            sum1 = _mm256_add_ps(sum1, p1);
+        }
+        sum[row.value] = _mm256_add_ps(sum0, sum1);
+    });
+    const __m128 l = _mm_fmadd_ps(_mm_maskload_ps(a.l + r, rows), rescale, sum_each(sum));
+    _mm_maskstore_ps(a.m + r, rows, m);
+    _mm_maskstore_ps(a.l + r, rows, l);
+    _mm_maskstore_ps(a.rescale + r, rows, rescale);
 }
 
 }  // namespace
@@ -81,40 +149,7 @@ void logits(const LogitArgs& a) noexcept {
 }
 
 void softmax(const SoftmaxArgs& a) noexcept {
-    const __m256 masked = _mm256_set1_ps(kMasked);
-    for (int r = 0; r < a.n_rows; ++r) {
-        float* s = a.scores + r * kPage;
-        __m256 x[8];
-        __m256 largest = masked, seen = _mm256_setzero_ps();
-        for (int i = 0; i < 8; ++i) {
-            x[i] = _mm256_loadu_ps(s + i * 8);
-            largest = _mm256_max_ps(x[i], largest);  // skips NaN
-            seen = _mm256_or_ps(seen, _mm256_cmp_ps(x[i], masked, _CMP_NEQ_UQ));
-        }
-        if (_mm256_movemask_ps(seen) == 0) {
-            for (int i = 0; i < 8; ++i) {
-                _mm256_storeu_ps(s + i * 8, _mm256_setzero_ps());
-            }
-            a.rescale[r] = 1.0f;
-            continue;
-        }
-        const float page_max = horizontal_max(largest);
-        const float m = page_max > a.m[r] ? page_max : a.m[r];
-        const __m256 shift = _mm256_set1_ps(m);
-        __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
-        for (int i = 0; i < 8; i += 2) {
-            const __m256 p0 = exp_ps(_mm256_sub_ps(x[i], shift));
-            const __m256 p1 = exp_ps(_mm256_sub_ps(x[i + 1], shift));
-            _mm256_storeu_ps(s + i * 8, p0);
-            _mm256_storeu_ps(s + i * 8 + 8, p1);
-            sum0 = _mm256_add_ps(sum0, p0);
-            sum1 = _mm256_add_ps(sum1, p1);
-        }
-        const float rescale = _mm256_cvtss_f32(exp_ps(_mm256_set1_ps(a.m[r] - m)));
-        a.rescale[r] = rescale;
-        a.l[r] = a.l[r] * rescale + horizontal_sum(_mm256_add_ps(sum0, sum1));
-        a.m[r] = m;
-    }
+    for_row_tiles(a.n_rows, [&](int r, auto rows) { softmax_rows<decltype(rows)::value>(a, r); });
 }
 
 }  // namespace mixed_kv::kernels::avx2
