@@ -50,6 +50,7 @@ struct FlashDecode::Impl {
 
 void FlashDecode::Impl::set_sizes() {
     sizes.max_rows = plan.max_rows();
+    sizes.block_rows = std::min(plan.max_rows(), set.max_rows);
     sizes.q_stride = round_up(args.head_dim_k, 16);
     sizes.o_stride = round_up(args.head_dim_v, 16);
     sizes.v_stride = round_up(std::max(args.head_dim_k, args.head_dim_v), 16);

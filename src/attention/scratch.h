@@ -42,6 +42,7 @@ constexpr std::ptrdiff_t round_up(std::ptrdiff_t n, std::ptrdiff_t multiple) noe
 // Sizes shared by all threads of one op.
 struct Sizes {
     int max_rows = 0;             // query rows of the largest tile
+    int block_rows = 0;           // of these, what kernels take in one call
     std::ptrdiff_t q_stride = 0;  // floats of a q row, head_dim_k padded to 16
     std::ptrdiff_t o_stride = 0;  // floats of an output row, head_dim_v padded to 16
     std::ptrdiff_t v_stride = 0;  // floats of a decoded row, the wider of K and V padded to 16
@@ -53,7 +54,7 @@ struct Sizes {
 struct Scratch {
     float* q;          // [max_rows][q_stride], kq_scale applied, padding 0
     float* scores;     // [max_rows][64]: scores, then logits, then p
-    float* overlay;    // [kMaxDecodeRows][64]: scores, later p, of overlay rows
+    float* overlay;    // [block_rows][64]: scores, later p, of overlay rows
     float* o;          // [max_rows][o_stride]: sum of p * v
     float* o_rotated;  // [max_rows][o_stride]: the same in the rotated basis of cold values
     float* m;          // [max_rows] running maximum of the logits
@@ -81,7 +82,7 @@ struct Scratch {
         const std::size_t rows = std::size_t(s.max_rows);
         floats(&Scratch::q, rows * std::size_t(s.q_stride));
         floats(&Scratch::scores, rows * kPageTokens);
-        floats(&Scratch::overlay, kernels::kMaxDecodeRows * kPageTokens);
+        floats(&Scratch::overlay, std::size_t(s.block_rows) * kPageTokens);
         floats(&Scratch::o, rows * std::size_t(s.o_stride));
         floats(&Scratch::o_rotated, rows * std::size_t(s.o_stride));
         floats(&Scratch::m, rows);

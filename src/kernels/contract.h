@@ -11,7 +11,7 @@ namespace mixed_kv::kernels {
 
 inline constexpr int kPage = 64;           // tokens of a page, = mixed_kv::kPageTokens
 inline constexpr int kMaxHeadDim = 1024;   // larger heads are not taken by the plugin
-inline constexpr int kMaxDecodeRows = 32;  // most query rows qk/pv take in one call
+inline constexpr int kMaxDecodeRows = 32;  // query rows that every set's qk/pv take in one call
 
 // Values of one KV head's page, as keys or as values.
 struct PageData {
@@ -28,7 +28,7 @@ struct QkArgs {
     PageData keys;
     const float* q;  // [n_rows][q_stride], kq_scale applied; q_stride >= round_up(head_dim, 16), padding is 0
     std::ptrdiff_t q_stride;
-    int n_rows;          // 1..kMaxDecodeRows
+    int n_rows;          // 1..KernelSet::max_rows
     float* scores;       // [n_rows][64]
     std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
 };
@@ -37,7 +37,7 @@ struct QkArgs {
 struct PvArgs {
     PageData values;
     const float* p;  // [n_rows][64], p >= 0, 0 where masked, and 0 for t >= n_tokens
-    int n_rows;      // 1..kMaxDecodeRows
+    int n_rows;      // 1..KernelSet::max_rows
     float* o;        // [n_rows][o_stride], o_stride >= round_up(head_dim, 16); the padding may be written
     std::ptrdiff_t o_stride;
     std::byte* scratch;
@@ -111,6 +111,10 @@ struct FormatKernels {
 struct KernelSet {
     const char* name;
     bool (*supported)() noexcept;
+    int max_rows;  // most query rows qk/pv take in one call, at least kMaxDecodeRows
+    // How far qk_f16 and pv_f16 may be off in each product, relative to its magnitude and beside the rounding of
+    // float sums: 0 for float arithmetic.
+    float fp16_product_error;
     std::size_t (*scratch_bytes)(int head_dim) noexcept;
 
     void (*qk_f16)(const QkArgs&) noexcept;

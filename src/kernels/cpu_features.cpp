@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace mixed_kv::kernels {
@@ -38,6 +42,18 @@ std::uint64_t enabled_state() noexcept {
     return std::uint64_t(high) << 32 | low;
 }
 
+// The kernel saves 8 KiB more per thread once a process uses tiles, and therefore wants to be asked first,
+// for all threads at once. It refuses where a thread's alternative signal stack is too small for that.
+bool may_use_tiles() noexcept {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM, Linux 5.16
+    constexpr long kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 constexpr std::uint64_t kYmmState = 0x06;
 constexpr std::uint64_t kZmmState = 0xe6;
 
@@ -54,10 +70,22 @@ bool cpu_has_avx512() noexcept {
            has(leaf7.ecx, bit_AVX512VNNI) && (enabled_state() & kZmmState) == kZmmState;
 }
 
+bool cpu_has_amx() noexcept {
+    constexpr std::uint32_t kAvx512Bf16 = 1u << 5;                           // leaf 7.1, EAX
+    constexpr std::uint32_t kAmxBf16Tile8 = 1u << 22 | 1u << 24 | 1u << 25;  // leaf 7.0, EDX
+    constexpr std::uint64_t kTileState = std::uint64_t(1) << 17 | std::uint64_t(1) << 18;
+    // One answer for the life of the process: permission, once given, stays.
+    static const bool has_amx = cpu_has_avx512() && has(cpuid(7, 0).edx, kAmxBf16Tile8) &&
+                                has(cpuid(7, 1).eax, kAvx512Bf16) &&
+                                (enabled_state() & kTileState) == kTileState && may_use_tiles();
+    return has_amx;
+}
+
 #else
 
 bool cpu_has_avx2() noexcept { return false; }
 bool cpu_has_avx512() noexcept { return false; }
+bool cpu_has_amx() noexcept { return false; }
 
 #endif
 

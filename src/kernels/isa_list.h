@@ -6,6 +6,11 @@
 // instruction set is one folder and one line here.
 namespace mixed_kv::kernels {
 
+#if defined(MIXED_KV_HAVE_AMX)
+namespace amx {
+extern const KernelSet kKernelSet;
+}
+#endif
 #if defined(MIXED_KV_HAVE_AVX512)
 namespace avx512 {
 extern const KernelSet kKernelSet;
@@ -21,6 +26,9 @@ extern const KernelSet kKernelSet;
 }
 
 inline constexpr const KernelSet* kKernelSets[] = {
+#if defined(MIXED_KV_HAVE_AMX)
+    &amx::kKernelSet,
+#endif
 #if defined(MIXED_KV_HAVE_AVX512)
     &avx512::kKernelSet,
 #endif

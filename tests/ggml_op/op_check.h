@@ -24,7 +24,8 @@ OpAnswers answers(const OpData& data);
 
 std::vector<float> run_op(const OpCase& c, const OpData& data, const std::string& isa, int n_threads,
                           int times);
-OpFigures check_op(const OpData& data, const OpAnswers& answers, const std::vector<float>& out);
+OpFigures check_op(const OpData& data, const OpAnswers& answers, const std::string& isa,
+                   const std::vector<float>& out);
 
 // Inputs that must be refused, with one line. Returns the number of those that were not, and prints them.
 int check_refusals();

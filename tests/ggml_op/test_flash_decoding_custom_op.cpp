@@ -33,7 +33,7 @@ int run_table(const Options& options, const std::vector<std::string>& isas) {
         for (const std::string& isa : isas) {
             OpFigures f;
             try {
-                f = check_op(data, expected, run_op(c, data, isa, n_threads, c.n_kv <= 300 ? 2 : 1));
+                f = check_op(data, expected, isa, run_op(c, data, isa, n_threads, c.n_kv <= 300 ? 2 : 1));
             } catch (const std::exception& e) {
                 f.problem = e.what();
             }

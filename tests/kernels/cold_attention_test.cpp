@@ -69,7 +69,7 @@ TEST_P(ColdAttention, KeysMatchDoubleReference) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const int dim : kHeadDims) {
             const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
-            for (const int n_rows : kRowCounts) {
+            for (const int n_rows : row_counts(kernels())) {
                 const QkRun run(kernels(), dim, n_rows);
                 fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
                 k.qk(run.args(page.page()));
@@ -92,7 +92,7 @@ TEST_P(ColdAttention, ValuesMatchDoubleReference) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const int dim : kHeadDims) {
             const EncodedPage page(format, KvRole::value, dim, make_rows(RowData::gaussian, dim, rng));
-            for (const int n_rows : kRowCounts) {
+            for (const int n_rows : row_counts(kernels())) {
                 PvRun run(kernels(), dim, n_rows);
                 run.fill(rng, 1.0f);
                 k.pv(run.args(page.page()));
@@ -116,24 +116,26 @@ TEST_P(ColdAttention, DifficultRowsStayWithinTheBound) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const RowData kind : kAllRowData) {
             for (const int dim : {40, 128, 576}) {
-                SCOPED_TRACE(std::string(format.name) + " " + to_string(kind) + " head_dim " +
-                             std::to_string(dim));
-                const auto rows = make_rows(kind, dim, rng);
-                const EncodedPage keys(format, KvRole::key, dim, rows),
-                    values(format, KvRole::value, dim, rows);
-                const QkRun qk(kernels(), dim, 5);
-                fill_queries(qk.q.data(), 5, dim, qk.stride, 3.0f, rng);
-                PvRun pv(kernels(), dim, 5);
-                pv.fill(rng, 0.0f);
-                k.qk(qk.args(keys.page()));
-                k.pv(pv.args(values.page()));
-                for (int r = 0; r < 5; ++r) {
-                    ASSERT_TRUE(within_bound(reference_qk(keys, qk.q.data() + std::ptrdiff_t(r) * qk.stride),
-                                             qk.row(r)));
-                    ASSERT_TRUE(
-                        within_bound(reference_pv(values, pv.p.data() + std::ptrdiff_t(r) * kPageTokens,
-                                                  pv.before.data() + std::ptrdiff_t(r) * pv.stride),
-                                     pv.row(r)));
+                for (const int n_rows : {5, 21}) {
+                    SCOPED_TRACE(std::string(format.name) + " " + to_string(kind) + " head_dim " +
+                                 std::to_string(dim) + " rows " + std::to_string(n_rows));
+                    const auto rows = make_rows(kind, dim, rng);
+                    const EncodedPage keys(format, KvRole::key, dim, rows),
+                        values(format, KvRole::value, dim, rows);
+                    const QkRun qk(kernels(), dim, n_rows);
+                    fill_queries(qk.q.data(), n_rows, dim, qk.stride, 3.0f, rng);
+                    PvRun pv(kernels(), dim, n_rows);
+                    pv.fill(rng, 0.0f);
+                    k.qk(qk.args(keys.page()));
+                    k.pv(pv.args(values.page()));
+                    for (int r = 0; r < n_rows; ++r) {
+                        const float* q = qk.q.data() + std::ptrdiff_t(r) * qk.stride;
+                        ASSERT_TRUE(within_bound(reference_qk(keys, q), qk.row(r)));
+                        ASSERT_TRUE(
+                            within_bound(reference_pv(values, pv.p.data() + std::ptrdiff_t(r) * kPageTokens,
+                                                      pv.before.data() + std::ptrdiff_t(r) * pv.stride),
+                                         pv.row(r)));
+                    }
                 }
             }
         }
@@ -153,7 +155,7 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
             EncodedPage keys(format, KvRole::key, dim, rows), values(format, KvRole::value, dim, rows);
             keys.make_integer_only();
             values.make_integer_only();
-            for (const int n_rows : kRowCounts) {
+            for (const int n_rows : row_counts(kernels())) {
                 const QkRun qk(kernels(), dim, n_rows), qk_scalar(scalar_kernels(), dim, n_rows);
                 fill_queries(qk.q.data(), n_rows, dim, qk.stride, 1.0f, rng);
                 std::memcpy(qk_scalar.q.data(), qk.q.data(), qk.q.size() * sizeof(float));
@@ -189,13 +191,16 @@ TEST_P(ColdAttention, NotFiniteQueriesReachTheResult) {
         const EncodedPage page(format, KvRole::key, 64, make_rows(RowData::gaussian, 64, rng));
         for (const float bad :
              {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-            const QkRun run(kernels(), 64, 3);
-            fill_queries(run.q.data(), 3, 64, run.stride, 1.0f, rng);
-            run.q[64 + 17] = bad;
-            k.qk(run.args(page.page()));
-            for (int t = 0; t < kPageTokens; ++t) {
-                ASSERT_TRUE(std::isfinite(run.row(0)[t]) && !std::isfinite(run.row(1)[t]) &&
-                            std::isfinite(run.row(2)[t]));
+            for (const int n_rows : {3, 18}) {
+                const QkRun run(kernels(), 64, n_rows);
+                fill_queries(run.q.data(), n_rows, 64, run.stride, 1.0f, rng);
+                run.q[64 + 17] = bad;
+                k.qk(run.args(page.page()));
+                for (int r = 0; r < n_rows; ++r) {
+                    for (int t = 0; t < kPageTokens; ++t) {
+                        ASSERT_EQ(std::isfinite(run.row(r)[t]), r != 1) << "row " << r << " token " << t;
+                    }
+                }
             }
         }
     }
@@ -208,18 +213,22 @@ TEST_P(ColdAttention, ZeroQueriesAndWeightsGiveZero) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         const auto rows = make_rows(RowData::outlier_channels, 72, rng);
         const EncodedPage keys(format, KvRole::key, 72, rows), values(format, KvRole::value, 72, rows);
-        const QkRun qk(kernels(), 72, 2);
-        std::memset(qk.q.data(), 0, qk.q.size() * sizeof(float));
-        k.qk(qk.args(keys.page()));
-        PvRun pv(kernels(), 72, 2);
-        pv.fill(rng, 1.0f);
-        std::memset(pv.p.data(), 0, pv.p.size() * sizeof(float));
-        k.pv(pv.args(values.page()));
-        for (int t = 0; t < kPageTokens; ++t) {
-            ASSERT_EQ(qk.row(1)[t], 0.0f);
-        }
-        for (int c = 0; c < 72; ++c) {
-            ASSERT_EQ(pv.row(1)[c], pv.before[pv.stride + c]);
+        for (const int n_rows : {2, 18}) {
+            const QkRun qk(kernels(), 72, n_rows);
+            std::memset(qk.q.data(), 0, qk.q.size() * sizeof(float));
+            k.qk(qk.args(keys.page()));
+            PvRun pv(kernels(), 72, n_rows);
+            pv.fill(rng, 1.0f);
+            std::memset(pv.p.data(), 0, pv.p.size() * sizeof(float));
+            k.pv(pv.args(values.page()));
+            for (int r = 0; r < n_rows; ++r) {
+                for (int t = 0; t < kPageTokens; ++t) {
+                    ASSERT_EQ(qk.row(r)[t], 0.0f);
+                }
+                for (int c = 0; c < 72; ++c) {
+                    ASSERT_EQ(pv.row(r)[c], pv.before[std::size_t(r) * pv.stride + c]);
+                }
+            }
         }
     }
 }

@@ -1,3 +1,8 @@
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -79,8 +84,12 @@ TEST(Dispatch, FeaturesAreThoseThatTheKernelLists) {
     };
     const bool avx2 = all({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2"});
     EXPECT_EQ(kernels::cpu_has_avx2(), avx2);
-    EXPECT_EQ(kernels::cpu_has_avx512(),
-              avx2 && all({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}));
+    const bool avx512 = avx2 && all({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
+    EXPECT_EQ(kernels::cpu_has_avx512(), avx512);
+    // Tiles need the operating system's permission, which sandboxes refuse.
+    const bool amx = avx512 && all({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
+    const bool permitted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L) == 0;
+    EXPECT_EQ(kernels::cpu_has_amx(), amx && permitted);
 }
 #endif
 

@@ -213,6 +213,14 @@ Reference reference_pv(const EncodedPage& page, const float* p, const float* o) 
     return ::testing::AssertionSuccess();
 }
 
+std::vector<int> row_counts(const kernels::KernelSet& set) {
+    std::vector<int> counts{1, 3, 4, 8, 16, 32};
+    if (set.max_rows > kernels::kMaxDecodeRows) {
+        for (const int n : {9, 17, 63, set.max_rows}) counts.push_back(n);
+    }
+    return counts;
+}
+
 bool is_supported(std::string_view isa) {
     const std::vector<std::string_view> isas = supported_isas();
     return std::find(isas.begin(), isas.end(), isa) != isas.end();

@@ -1,9 +1,11 @@
 // The checks of the kernel tests reject results that are wrong in small ways.
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 #include "kernels/kernel_test_support.h"
+#include "mixed_kv/fp16.h"
 
 namespace mixed_kv::testing {
 namespace {
@@ -74,6 +76,50 @@ TEST(SeededFaults, InScoresAreRejected) {
                         }
                     }}});
     }
+}
+
+// x rounded to bfloat16, half away from zero.
+float to_8_bits(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x8000u) & 0xffff0000u;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Sets that split floats into two bfloat16 numbers have a bound of their own, which must still tell whether a
+// part was left out.
+TEST(SeededFaults, InSplitScoresAreRejected) {
+    std::mt19937 rng(53);
+    constexpr int dim = 128;
+    const auto rows = make_rows(RowData::gaussian, dim, rng);
+    std::vector<float> q(dim);
+    fill_queries(q.data(), 1, dim, dim, 1.0f, rng);
+    Reference want;
+    std::vector<float> whole(kPageTokens), no_low_k(kPageTokens), no_low_q(kPageTokens), swapped(kPageTokens);
+    for (int t = 0; t < kPageTokens; ++t) {
+        double value = 0, bound = 0;
+        for (int c = 0; c < dim; ++c) {
+            const float k = fp16_to_fp32(rows[std::size_t(t) * dim + c]);
+            const float k_high = to_8_bits(k), q_high = to_8_bits(q[c]);
+            const float k_low = k - k_high, q_low = to_8_bits(q[c] - q_high);
+            value += double(q[c]) * k;
+            bound += ((dim / 4 + 4) * 0x1p-24 + 0x1p-15) * std::abs(double(q[c]) * k);
+            whole[t] += q_high * k_high + q_low * k_high + q_high * k_low;
+            no_low_k[t] += q_high * k_high + q_low * k_high;
+            no_low_q[t] += q_high * k_high + q_high * k_low;
+            swapped[t] += q_high * k_high + q_low * k_high + q_low * k_low;
+        }
+        want.value.push_back(value);
+        want.bound.push_back(bound);
+    }
+    const auto accepted = [&](const std::vector<float>& got) {
+        return within_bound(want, got) && relative_rms(want, got, 3e-5);
+    };
+    EXPECT_TRUE(accepted(whole));
+    EXPECT_FALSE(accepted(no_low_k));
+    EXPECT_FALSE(accepted(no_low_q));
+    EXPECT_FALSE(accepted(swapped));
 }
 
 TEST(SeededFaults, InOutputsAreRejected) {

@@ -18,7 +18,7 @@ TEST_P(Softmax, PagesFollowOneAnother) {
     std::mt19937 rng(41);
     for (const float sigma : {0.1f, 1.0f, 8.0f, 60.0f}) {
         std::normal_distribution<float> normal(0.0f, sigma);
-        for (const int n_rows : kRowCounts) {
+        for (const int n_rows : row_counts(kernels())) {
             const Guarded<float> s(std::size_t(n_rows) * kPageTokens), m(n_rows), l(n_rows), rescale(n_rows);
             for (int r = 0; r < n_rows; ++r) {
                 m[r] = kMasked;

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "mixed_kv/isa.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -60,6 +62,33 @@ MIXED_KV_DEFINE_BURN(burn_fma512, "avx512f", __m512, _mm512_setzero_ps(), _mm512
 MIXED_KV_DEFINE_BURN(burn_vnni512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(),
                      _mm512_dpbusd_epi32(s, x, y))
 #undef MIXED_KV_DEFINE_BURN
+
+// Six sums, each twice a step: as assembly, which needs no option of the compiler.
+#define MIXED_KV_DEFINE_TILE_BURN(NAME, STEP)                                                               \
+    void NAME(std::int64_t n) {                                                                             \
+        struct alignas(64) {                                                                                \
+            std::uint8_t palette = 1, start_row = 0, reserved0[14] = {};                                    \
+            std::uint16_t row_bytes[8] = {64, 64, 64, 64, 64, 64, 64, 64};                                  \
+            std::uint8_t reserved1[16] = {}, rows[8] = {16, 16, 16, 16, 16, 16, 16, 16}, reserved2[8] = {}; \
+        } config;                                                                                           \
+        asm volatile("ldtilecfg %0" : : "m"(config));                                                       \
+        for (std::int64_t i = 0; i < n; ++i) {                                                              \
+            asm volatile(STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) : :);                              \
+            asm volatile(STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) : :);                              \
+        }                                                                                                   \
+        asm volatile("tilerelease");                                                                        \
+    }
+#define MIXED_KV_INT8(SUM) "tdpbssd %%tmm7, %%tmm6, %%tmm" #SUM "\n\t"
+#define MIXED_KV_BF16(SUM) "tdpbf16ps %%tmm7, %%tmm6, %%tmm" #SUM "\n\t"
+MIXED_KV_DEFINE_TILE_BURN(burn_tiles_int8, MIXED_KV_INT8)
+MIXED_KV_DEFINE_TILE_BURN(burn_tiles_bf16, MIXED_KV_BF16)
+#undef MIXED_KV_DEFINE_TILE_BURN
+
+// Asking also gets the operating system's permission to use tiles.
+bool has_amx() {
+    const auto isas = supported_isas();
+    return std::find(isas.begin(), isas.end(), "amx") != isas.end();
+}
 #endif
 
 const Unit kUnits[] = {
@@ -68,6 +97,8 @@ const Unit kUnits[] = {
     {"fma f32 avx2", burn_fma, [] { return bool(__builtin_cpu_supports("fma")); }, 16},
     {"vpmaddwd int16 avx2", burn_madd, [] { return bool(__builtin_cpu_supports("avx2")); }, 32},
     {"fma f32 avx512", burn_fma512, [] { return bool(__builtin_cpu_supports("avx512f")); }, 32},
+    {"tdpbssd int8 amx", burn_tiles_int8, has_amx, 2 * 16 * 16 * 64},
+    {"tdpbf16ps amx", burn_tiles_bf16, has_amx, 2 * 16 * 16 * 32},
     {"vpdpbusd int8 avx512", burn_vnni512, [] { return bool(__builtin_cpu_supports("avx512vnni")); }, 128},
 #endif
 };
@@ -83,8 +114,10 @@ double seconds(Burn burn, std::int64_t n, int n_threads) {
 
 }  // namespace
 
-std::string unit_used(const std::string& isa, const std::string& format) {
+std::string unit_used(const std::string& isa, const std::string& format, std::int64_t n_rows) {
     const bool f16 = format == "f16";
+    if (isa == "amx" && n_rows >= 9) return f16 ? "tdpbf16ps amx" : "tdpbssd int8 amx";
+    if (isa == "amx") return unit_used("avx512", format, n_rows);
     if (isa == "avx2") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
     if (isa.rfind("avx512", 0) == 0) return f16 ? "fma f32 avx512" : "vpdpbusd int8 avx512";
     return "scalar f32";

@@ -76,6 +76,28 @@ inline __m512i key_codes(const std::byte* block, const BlockLayout& l, int g) no
     return codes;
 }
 
+// The same as codes, nothing but codes.
+template <int kBits, int kJ>
+inline __m512i plain_key_codes(const std::byte* block, const BlockLayout& l, int g) noexcept {
+    constexpr formats::CodePlanes planes = formats::code_planes(kBits);
+    __m512i codes{};
+    if constexpr (planes.byte) {
+        codes = load_i(block + l.byte_plane + std::size_t(g) * 256 + kJ * 64);
+    }
+    if constexpr (planes.nibble) {
+        codes =
+            move_bits<kJ % 2 * 4, 0, 4>(load_i(block + l.nibble_plane + std::size_t(g) * 128 + kJ / 2 * 64));
+    }
+    if constexpr (planes.pair) {
+        const __m512i x = load_i(block + l.pair_plane + std::size_t(g) * 64);
+        codes = planes.nibble ? add_pair_4<2 * kJ>(codes, x) : move_bits<2 * kJ, 0, 2>(x);
+    }
+    if constexpr (planes.single) {
+        codes = add_single<planes.single_shift>(codes, block + l.single_plane + std::size_t(g) * 32 + kJ * 8);
+    }
+    return codes;
+}
+
 // Tokens 4 (4 u + kG).. + 3, channels 16 v.. + 15.
 template <int kBits, int kG>
 inline __m512i value_codes(const std::byte* block, const BlockLayout& l, int u, int v) noexcept {

@@ -2,7 +2,7 @@
 // walked 16 tokens at a time; meanwhile the next 16, or the next page's first, are fetched.
 
 #include "kernels/avx512/avx512.h"
-#include "kernels/avx512/simd.h"
+#include "kernels/avx512/lanes.h"
 
 namespace mixed_kv::kernels::avx512 {
 namespace {
@@ -12,24 +12,6 @@ constexpr int kChunk = 16;  // tokens
 // Rows to fetch while a chunk is computed: the first of them; null where there are none.
 inline const std::byte* rows_ahead(const PageData& page, int t0) noexcept {
     return t0 + kChunk < page.n_tokens ? page.data + (t0 + kChunk) * page.token_stride_bytes : page.next;
-}
-
-// Lane i of the result is the sum of v[i]'s lanes. In each 128-bit part, transposing adds bring the four
-// parts' sums of v[4j + k] to lane k of d[j]; the parts are then brought together.
-inline __m512 sum_each(const __m512 (&v)[16]) noexcept {
-    __m512 d[4];
-    unroll<4>([&](auto part) {
-        constexpr int j = decltype(part)::value;
-        const __m512 a = v[4 * j], b = v[4 * j + 1], c = v[4 * j + 2], e = v[4 * j + 3];
-        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        const __m512 ce = _mm512_add_ps(_mm512_unpacklo_ps(c, e), _mm512_unpackhi_ps(c, e));
-        d[j] = _mm512_add_ps(_mm512_shuffle_ps(ab, ce, 0x44), _mm512_shuffle_ps(ab, ce, 0xee));
-    });
-    const __m512 x =
-        _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xdd));
-    const __m512 y =
-        _mm512_add_ps(_mm512_shuffle_f32x4(d[2], d[3], 0x88), _mm512_shuffle_f32x4(d[2], d[3], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
 }
 
 // Scores of tokens t0 .. t0 + kTokens - 1 for rows r0 .. r0 + kRows - 1; kRows * kTokens <= 16. ahead: null,

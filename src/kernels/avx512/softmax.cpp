@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "kernels/avx512/avx512.h"
-#include "kernels/avx512/simd.h"
+#include "kernels/avx512/lanes.h"
 
 namespace mixed_kv::kernels::avx512 {
 namespace {
@@ -49,6 +49,74 @@ inline __m512 tanh_ps(__m512 x) noexcept {
     return _mm512_or_ps(sign, _mm512_mask_mov_ps(large, is_small, small));
 }
 
+void softmax_row(const SoftmaxArgs& a, int r) noexcept {
+    const __m512 masked = _mm512_set1_ps(kMasked);
+    float* s = a.scores + r * kPage;
+    __m512 x[4];
+    __m512 largest = masked;
+    unsigned seen = 0;
+    for (int i = 0; i < 4; ++i) {
+        x[i] = _mm512_loadu_ps(s + i * 16);
+        largest = _mm512_max_ps(x[i], largest);  // skips NaN
+        seen |= _mm512_cmp_ps_mask(x[i], masked, _CMP_NEQ_UQ);
+    }
+    if (seen == 0) {
+        for (int i = 0; i < 4; ++i) {
+            _mm512_storeu_ps(s + i * 16, _mm512_setzero_ps());
+        }
+        a.rescale[r] = 1.0f;
+        return;
+    }
+    const float page_max = horizontal_max(largest);
+    const float m = page_max > a.m[r] ? page_max : a.m[r];
+    const __m512 shift = _mm512_set1_ps(m);
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < 4; ++i) {
+        const __m512 p = exp_ps(_mm512_sub_ps(x[i], shift));
+        _mm512_storeu_ps(s + i * 16, p);
+        sum = _mm512_add_ps(sum, p);
+    }
+    const float rescale = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(a.m[r] - m)));
+    a.rescale[r] = rescale;
+    a.l[r] = a.l[r] * rescale + horizontal_sum(sum);
+    a.m[r] = m;
+}
+
+// Rows r0 .. r0 + 15, one per lane where there is one number per row. False, with nothing written, where a
+// row sees nothing of the page.
+bool softmax_16(const SoftmaxArgs& a, int r0) noexcept {
+    const __m512 masked = _mm512_set1_ps(kMasked);
+    float* s = a.scores + std::ptrdiff_t(r0) * kPage;
+    __m512 of_row[16];
+    for (int r = 0; r < 16; ++r) {
+        __m512 largest = masked;
+        for (int i = 0; i < 4; ++i) {
+            largest = _mm512_max_ps(_mm512_loadu_ps(s + r * kPage + i * 16), largest);  // skips NaN
+        }
+        of_row[r] = largest;
+    }
+    const __m512 page_max = max_each(of_row), before = _mm512_loadu_ps(a.m + r0);
+    if (_mm512_cmp_ps_mask(page_max, masked, _CMP_EQ_OQ) != 0) return false;
+    const __m512 m = _mm512_max_ps(page_max, before);
+    const __m512 rescale = exp_ps(_mm512_sub_ps(before, m));
+    _mm512_storeu_ps(a.m + r0, m);
+    _mm512_storeu_ps(a.rescale + r0, rescale);
+    for (int r = 0; r < 16; ++r) {
+        const __m512 shift = _mm512_set1_ps(a.m[r0 + r]);
+        __m512 sum = _mm512_setzero_ps();
+        for (int i = 0; i < 4; ++i) {
+            float* x = s + r * kPage + i * 16;
+            const __m512 p = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(x), shift));
+            _mm512_storeu_ps(x, p);
+            sum = _mm512_add_ps(sum, p);
+        }
+        of_row[r] = sum;
+    }
+    const __m512 l = _mm512_mul_ps(_mm512_loadu_ps(a.l + r0), rescale);
+    _mm512_storeu_ps(a.l + r0, _mm512_add_ps(l, sum_each(of_row)));
+    return true;
+}
+
 }  // namespace
 
 void logits(const LogitArgs& a) noexcept {
@@ -76,38 +144,12 @@ void logits(const LogitArgs& a) noexcept {
 }
 
 void softmax(const SoftmaxArgs& a) noexcept {
-    const __m512 masked = _mm512_set1_ps(kMasked);
-    for (int r = 0; r < a.n_rows; ++r) {
-        float* s = a.scores + r * kPage;
-        __m512 x[4];
-        __m512 largest = masked;
-        unsigned seen = 0;
-        for (int i = 0; i < 4; ++i) {
-            x[i] = _mm512_loadu_ps(s + i * 16);
-            largest = _mm512_max_ps(x[i], largest);  // skips NaN
-            seen |= _mm512_cmp_ps_mask(x[i], masked, _CMP_NEQ_UQ);
-        }
-        if (seen == 0) {
-            for (int i = 0; i < 4; ++i) {
-                _mm512_storeu_ps(s + i * 16, _mm512_setzero_ps());
-            }
-            a.rescale[r] = 1.0f;
-            continue;
-        }
-        const float page_max = horizontal_max(largest);
-        const float m = page_max > a.m[r] ? page_max : a.m[r];
-        const __m512 shift = _mm512_set1_ps(m);
-        __m512 sum = _mm512_setzero_ps();
-        for (int i = 0; i < 4; ++i) {
-            const __m512 p = exp_ps(_mm512_sub_ps(x[i], shift));
-            _mm512_storeu_ps(s + i * 16, p);
-            sum = _mm512_add_ps(sum, p);
-        }
-        const float rescale = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(a.m[r] - m)));
-        a.rescale[r] = rescale;
-        a.l[r] = a.l[r] * rescale + horizontal_sum(sum);
-        a.m[r] = m;
+    int r = 0;
+    for (; r + 16 <= a.n_rows; r += 16) {
+        if (softmax_16(a, r)) continue;
+        for (int i = 0; i < 16; ++i) softmax_row(a, r + i);
     }
+    for (; r < a.n_rows; ++r) softmax_row(a, r);
 }
 
 }  // namespace mixed_kv::kernels::avx512

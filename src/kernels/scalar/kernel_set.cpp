@@ -6,6 +6,8 @@ namespace mixed_kv::kernels::scalar {
 const KernelSet kKernelSet = {
     .name = "scalar",
     .supported = cpu_has_scalar,
+    .max_rows = kMaxDecodeRows,
+    .fp16_product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,
     .pv_f16 = pv_f16,

@@ -1,0 +1,80 @@
+// qk over cold pages for many query rows, with the integer scheme of src/kernels/scalar/cold.cpp.
+
+#include "formats/format_list.h"
+#include "kernels/amx/amx.h"
+#include "kernels/amx/integers.h"
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/codes.h"
+#include "kernels/avx512/sums.h"
+
+namespace mixed_kv::kernels::amx {
+namespace {
+
+// Centred codes as [dim / 4][64 tokens][4 channels] bytes: 16 channel groups of 16 tokens are a tile.
+template <int kBits>
+inline void unpack_keys(const std::byte* block, const std::byte* next, const BlockLayout& l,
+                        std::byte* out) noexcept {
+    const __m512i centre = _mm512_set1_epi8(static_cast<char>(formats::code_centre(kBits)));
+    avx512::Ahead ahead(next, l.byte_plane, l.bytes, block);
+    for (int g = 0; g < l.dim / 4; ++g, out += 4 * kPage) {
+        ahead.step<avx512::lines_per_step(kBits, 4)>();
+        unroll<4>([&](auto j) {
+            const __m512i codes = avx512::plain_key_codes<kBits, decltype(j)::value>(block, l, g);
+            _mm512_storeu_si512(out + j.value * 64, _mm512_sub_epi8(codes, centre));
+        });
+    }
+}
+
+// n rows' scores from r0 on; add: on top of what is there.
+inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, int r0, int n,
+                         bool add) noexcept {
+    for (int r = 0; r < n; ++r) {
+        const __m512 step = _mm512_set1_ps(pass.step[r]), constant = _mm512_set1_ps(s.constant[r]);
+        float* out = a.scores + std::ptrdiff_t(r0 + r) * kPage;
+        unroll<4>([&](auto j) {
+            const __m512 x = sums_of(s, r, j.value * 16);
+            float* at = out + j.value * 16;
+            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(x, step))
+                                     : _mm512_fmadd_ps(x, step, constant));
+        });
+    }
+}
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    const int length = formats::round_up(a.keys.head_dim, 16);
+    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
+    const int limit = formats::q16_limit(kBits, a.keys.head_dim);
+    const __m512 noise = _mm512_set1_ps(formats::score_noise(kBits, a.keys.head_dim)),
+                 allowed = _mm512_set1_ps(formats::kScoreNoiseAllowed);
+    Integers s;
+    place(s, a.scratch, length);
+    load_parameters<kBits, true>(a.keys.data, a.keys.next, l, length, s);
+    unpack_keys<kBits>(a.keys.data, a.keys.next, l, s.codes);
+    // Rows of the last tile beyond dim / 4 hold whatever the scratch held: their integers are 0.
+    const int n_steps = whole_steps(length) / kStep;
+    const TilesOfThread tiles;
+    for (int r = 0; r < a.n_rows; r += kTileRows) {
+        const int n = a.n_rows - r < kTileRows ? a.n_rows - r : kTileRows;
+        const bool rest =
+            fold<true>(a.q + r * a.q_stride, a.q_stride, n, length, limit, s, [&](__m512 step, __m512) {
+                return unsigned(_mm512_cmp_ps_mask(_mm512_mul_ps(step, noise), allowed, _CMP_GT_OQ));
+            });
+        multiply(s.first, n_steps, s.codes, 4 * kPage, kPage / 16, s);
+        write_scores(a, s, s.first, r, n, false);
+        if (rest) {
+            multiply(s.rest, n_steps, s.codes, 4 * kPage, kPage / 16, s);
+            write_scores(a, s, s.rest, r, n, true);
+        }
+    }
+}
+
+}  // namespace
+
+#define MIXED_KV_DEFINE_FORMAT(name, bits)                                               \
+    void qk_##name##_amx(const QkArgs& args) noexcept {                                  \
+        args.n_rows < kMinRows ? avx512::qk_##name##_avx512(args) : qk_cold<bits>(args); \
+    }
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
+
+}  // namespace mixed_kv::kernels::amx
