@@ -13,6 +13,10 @@ namespace mixed_kv::attention {
 void ItemRunner::stored_scores(const PageStep& step) noexcept {
     const PageTable& table = keys();
     const Page& page = *step.k;
+    if (page.shift_groups != 0) {
+        shifted_scores(step);
+        return;
+    }
     const auto kernel = is_fp16(page) ? set_.qk_f16 : set_.formats[table.layout.format_index].qk;
     for (int row = 0; row < n_rows_; row += kernels::kMaxDecodeRows) {
         const int n_rows = std::min(kernels::kMaxDecodeRows, n_rows_ - row);
