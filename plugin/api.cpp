@@ -88,7 +88,7 @@ int page(const ggml_tensor* t, int64_t stream, int64_t index, mixed_kv_page* out
     const PageTable table = place.entry->tensor->pages(int(place.stream));
     if (index < 0 || index >= table.n_pages) return 0;
     const Page& p = table.pages[index];
-    *out = {to_api(p.state), p.written, p.overlay, p.data, p.overlay_rows};
+    *out = {to_api(p.state), p.written, p.overlay, p.data, p.overlay_rows, p.shift_groups != 0 ? 1 : 0};
     return 1;
 }
 

@@ -26,7 +26,7 @@ std::uint64_t next_epoch() {
 
 class Backend {
   public:
-    explicit Backend(const kernels::KernelSet& kernels) : batch_(kernels, cpu_) {}
+    explicit Backend(const kernels::KernelSet& kernels) : batch_(kernels, cpu_), shifts_(cpu_) {}
 
     // The host is about to compute a graph.
     void start_graph(int n_threads) {
@@ -36,11 +36,15 @@ class Backend {
 
     HostCpu& cpu() { return cpu_; }
 
-    // Whatever is thrown, nothing is left half done: rows announced to a cache are stored.
+    // Whatever fails, nothing is left half done: rows announced to a cache are stored, and a K-shift has been
+    // done for all layers or for none.
     ggml_status compute(ggml_cgraph* graph) {
         try {
-            return compute_nodes(graph);
+            const ggml_status status = compute_nodes(graph);
+            if (status != GGML_STATUS_SUCCESS) shifts_.abandon();
+            return status;
         } catch (...) {
+            shifts_.abandon();
             batch_.abandon();
             delegated_.clear();
             throw;
@@ -71,6 +75,7 @@ class Backend {
 
     HostCpu cpu_;
     Batch batch_;
+    KeyShifts shifts_;
     std::uint64_t epoch_ = 0;
     std::vector<const ggml_tensor*> attended_;  // of this epoch
     std::vector<CachedMask> masks_;
@@ -184,6 +189,7 @@ void Backend::pin_sources(const ggml_tensor* op) {
         KvEntry* entry = t == nullptr ? nullptr : KvBuffer::entry_of(t);
         if (entry == nullptr || !entry->mixed()) return;
         KvBuffer& buffer = *KvBuffer::buffer_of(t);
+        shifts_.commit();  // the op comes after them
         std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
         buffer.pin(*entry, pin_reason(op));
     };
@@ -231,19 +237,19 @@ ggml_status Backend::compute_nodes(ggml_cgraph* graph) {
         status = run_delegated();
         if (status != GGML_STATUS_SUCCESS) break;
         ++native;
-        if (kind == OpKind::write) {
-            status = write(op);
-        } else if (kind == OpKind::attention) {
-            status = attend(op);
-        } else {
+        if (kind == OpKind::shift) {
             status = flush();
-            if (status == GGML_STATUS_SUCCESS) status = shift_keys(cpu_, op);
+            if (status == GGML_STATUS_SUCCESS) status = shifts_.add(op);
+            continue;
         }
+        shifts_.commit();
+        status = kind == OpKind::write ? write(op) : attend(op);
     }
     // Also after a failure: rows that were announced to the cache must be stored.
     const ggml_status flushed = flush();
     if (status == GGML_STATUS_SUCCESS) status = flushed;
     if (status == GGML_STATUS_SUCCESS) status = run_delegated();
+    if (status == GGML_STATUS_SUCCESS) shifts_.commit();
     delegated_.clear();
     report.count_native(native);
     return status;

@@ -17,7 +17,7 @@ extern "C" {
 
 #define MIXED_KV_REG_NAME "mixed-kv"
 #define MIXED_KV_DEVICE_NAME "MixedKV"
-#define MIXED_KV_API_VERSION 1
+#define MIXED_KV_API_VERSION 2
 
 struct ggml_tensor;
 
@@ -55,6 +55,8 @@ struct mixed_kv_page {
     const void* data;          // hot fp16 [n_head][64][head_dim]; cold [n_head][block_bytes]; pinned fp16
                                // [64][n_head][head_dim]
     const void* overlay_rows;  // fp16 [popcount(overlay)][n_head][head_dim]
+    int32_t shift_pending;  // cold keys: a K-shift is still to be applied to what the blocks decode to; rows
+                            // read through ggml_backend_tensor_get() have it
 };
 
 struct mixed_kv_tensor_info {

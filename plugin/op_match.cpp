@@ -5,6 +5,7 @@
 
 #include "host_cpu.h"
 #include "kernels/contract.h"
+#include "rope_shift.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -75,11 +76,15 @@ bool is_attention(const ggml_tensor* op) {
 bool is_shift(const ggml_tensor* op) {
     const KvEntry* entry = mixed_entry_of(op);
     const ggml_tensor *rows = op->src[0], *shifts = op->src[1];
+    RotaryPairs pairs;
+    int head_dim = 0;
     return entry != nullptr && entry->role == KvRole::key && mixed_entry_of(rows) == entry &&
            rows->data == op->data && op->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F16 &&
            op->nb[2] == entry->row_bytes && rows->nb[2] == entry->row_bytes && op->ne[3] == 1 &&
            op->ne[2] == entry->n_cells * entry->n_stream && offset_of(*entry, op) < entry->row_bytes &&
-           shifts->type == GGML_TYPE_I32 && shifts->ne[0] == op->ne[2];
+           shifts->type == GGML_TYPE_I32 && shifts->ne[0] == op->ne[2] &&
+           rotary_pairs(op, offset_of(*entry, op), pairs, head_dim) &&
+           std::size_t(op->ne[1]) * op->nb[1] == entry->row_bytes;
 }
 
 // In the buffer of a cache or of recurrent state, as opposed to a graph's temporaries.

@@ -85,16 +85,16 @@ class KvTensor {
     // cloned as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
     // Rows copied one by one freeze with a later write.
     void copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
-    // Applies fn(rows, n_rows, first_global_cell) to the decoded fp16 rows [64][row_elements] of a page and
-    // stores the result in the page's present form: exact rows (hot, overlay) in place; the block of a cold
-    // page is encoded anew when a row of it changed. Empty pages are skipped. For K-shift.
-    template <typename Fn>
-    void rewrite_page(int stream, std::int64_t page, Fn&& fn) {
-        if (!begin_rewrite(stream, page)) return;
-        fn(rewrite_rows_.data(), rows_in_page(page), stream * config_.n_cells + page * kPageTokens);
-        end_rewrite(stream, page);
-    }
     void clear() noexcept;  // every page becomes empty (pinned: rows become zero)
+
+    // --- K-shift, of keys that are not pinned -------------------------------------------------------------
+    // plan_shift() reserves whatever may be refused and changes nothing; then commit_shift() cannot fail, or
+    // abandon_shift() forgets the plan. Exact rows (hot, overlay) are turned in place and rounded to fp16, as
+    // the host does. Blocks stay bit for bit and take note of their turn, unless a page would have more than
+    // PageShift::kMaxGroups groups: it is encoded anew. Nothing else may happen in between.
+    void plan_shift(const KeyShift& shift);
+    void commit_shift() noexcept;
+    void abandon_shift() noexcept;
 
     // Materialises every row at base in ggml's layout [n_stream * n_cells][row_elements] and stays so for
     // good. base: the tensor's own address, private anonymous memory reserved by the owner, all zero: pages
@@ -180,8 +180,19 @@ class KvTensor {
     void zero_page(std::uint32_t index, std::size_t first_byte, std::size_t size);
     bool is_zero_row(const Page& page, int token) const noexcept;
     bool clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index);
-    bool begin_rewrite(int stream, std::int64_t page);
-    void end_rewrite(int stream, std::int64_t page);
+
+    // K-shift (kv_shift.cpp).
+    struct ShiftPlan;
+    bool plan_groups(std::uint32_t index);
+    void plan_encoding(std::uint32_t index);
+    bool turn_row(fp16_t* row, std::uint32_t kind) noexcept;
+    struct Turned {
+        bool any = false, has_large = false;
+    };
+    Turned turn_exact_rows(std::uint32_t index) noexcept;
+    void encode_turned(std::uint32_t index, std::byte* hot) noexcept;
+    const float* pending_turn(std::uint32_t index, int token) const noexcept;
+    void join_largest_group(std::uint32_t index, std::uint64_t cells) noexcept;
 
     Config config_;
     PageLayout layout_;
@@ -192,9 +203,11 @@ class KvTensor {
     std::vector<std::uint64_t> touched_;     // cells of the write at hand, per page; zero between writes
     std::vector<std::uint32_t> candidates_;  // pages that may freeze or be encoded anew
     std::byte* pinned_base_ = nullptr;
-    std::vector<fp16_t> rewrite_rows_;  // rows as changed, then as they were
+    std::vector<PageShift> shifts_;  // [n_stream][pages_per_stream_]; empty: no page has any
+    PendingTurns turns_;
     Counters counters_;
     std::unique_ptr<Work> work_;
+    std::unique_ptr<ShiftPlan> shift_plan_;
 };
 
 }  // namespace mixed_kv

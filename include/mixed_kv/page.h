@@ -5,6 +5,7 @@
 
 #include "mixed_kv/cold_format.h"
 #include "mixed_kv/fp16.h"
+#include "mixed_kv/key_shift.h"
 
 namespace mixed_kv {
 
@@ -27,7 +28,7 @@ enum class PageState : std::uint8_t {
 // + t.
 struct Page {
     PageState state = PageState::empty;
-    std::uint32_t shift_tag = 0;     // reserved: position shift not yet applied to the stored keys
+    std::uint32_t shift_groups = 0;  // cold keys: groups of PageTable::shifts in use
     std::uint64_t written = 0;       // cells that hold a row; others read as zero
     std::uint64_t overlay = 0;       // cold only: cells whose row is in overlay_rows and overrides the block
     std::byte* data = nullptr;       // by state, see PageState
@@ -75,6 +76,9 @@ struct PageTable {
     const Page* pages = nullptr;
     std::int64_t n_pages = 0;
     PageLayout layout;
+    // Of pages with shift_groups > 0; null when there are none.
+    const PageShift* shifts = nullptr;  // [n_pages]
+    const PendingTurns* turns = nullptr;
 };
 
 }  // namespace mixed_kv

@@ -20,6 +20,7 @@ void ItemRunner::values_to_float(const PageStep& step) noexcept {
     }
     const kernels::FormatKernels& format = set_.formats[table.layout.format_index];
     (args_.v_is_k ? format.decode_key : format.decode_value)(decode);
+    if (page.shift_groups != 0) turn_decoded_keys(page, step.page);
     if (page.overlay == 0) return;
     const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
     const std::byte* row = overlay.data;

@@ -14,6 +14,7 @@ void ItemRunner::run(const Item& item) noexcept {
     n_rows_ = tile_->n_rows();
     page_end_ = item.page_end;
     gather_q();
+    q_turn_ = nullptr;
     run_pages(item, Values::any);
     if (!result_is_finite()) run_pages(item, Values::may_be_infinite);
 }

@@ -46,6 +46,9 @@ class ItemRunner {
     void stored_scores(const PageStep& step) noexcept;  // stored_pages.cpp
     void stored_values(const PageStep& step) noexcept;
     const std::byte* next_data(const PageTable& table, const PageStep& step, PageState state) const noexcept;
+    void shifted_scores(const PageStep& step) noexcept;  // shifted_keys.cpp
+    const float* turned_q(const float* turn) noexcept;
+    void turn_decoded_keys(const Page& page, std::int64_t index) noexcept;
     void values_to_float(const PageStep& step) noexcept;  // decoded_values.cpp
     void decoded_values(const PageStep& step) noexcept;
     void visible_values(const PageStep& step) noexcept;
@@ -57,8 +60,9 @@ class ItemRunner {
     const Scratch& s_;
     const Tile* tile_ = nullptr;
     int n_rows_ = 0;
-    std::int64_t page_end_ = 0;  // of the item
-    bool rotated_used_ = false;  // o_rotated holds something
+    std::int64_t page_end_ = 0;      // of the item
+    bool rotated_used_ = false;      // o_rotated holds something
+    const float* q_turn_ = nullptr;  // the turn in q_turned
 };
 
 // scores[r][t] of the cells of `tokens`, taken from packed[r][i], i the cell's rank among the set bits.

@@ -53,6 +53,7 @@ struct Sizes {
 // One thread's memory while it works on an item; 64-byte aligned arrays.
 struct Scratch {
     float* q;          // [max_rows][q_stride], kq_scale applied, padding 0
+    float* q_turned;   // [max_rows][q_stride]: q for keys with a K-shift still to apply
     float* scores;     // [max_rows][64]: scores, then logits, then p
     float* overlay;    // [block_rows][64]: scores, later p, of overlay rows
     float* o;          // [max_rows][o_stride]: sum of p * v
@@ -81,6 +82,7 @@ struct Scratch {
         };
         const std::size_t rows = std::size_t(s.max_rows);
         floats(&Scratch::q, rows * std::size_t(s.q_stride));
+        floats(&Scratch::q_turned, rows * std::size_t(s.q_stride));
         floats(&Scratch::scores, rows * kPageTokens);
         floats(&Scratch::overlay, std::size_t(s.block_rows) * kPageTokens);
         floats(&Scratch::o, rows * std::size_t(s.o_stride));

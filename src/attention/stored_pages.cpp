@@ -13,6 +13,10 @@ namespace mixed_kv::attention {
 void ItemRunner::stored_scores(const PageStep& step) noexcept {
     const PageTable& table = keys();
     const Page& page = *step.k;
+    if (page.shift_groups != 0) {
+        shifted_scores(step);
+        return;
+    }
     const auto kernel = is_fp16(page) ? set_.qk_f16 : set_.formats[table.layout.format_index].qk;
     for (int row = 0; row < n_rows_; row += set_.max_rows) {
         const int n_rows = std::min(set_.max_rows, n_rows_ - row);

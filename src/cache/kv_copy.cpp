@@ -11,7 +11,7 @@
 #include "mixed_kv/page_arena.h"
 #include "mixed_kv/window_tracker.h"
 
-// Whole rows moved or changed between graphs: stream copies, K-shift, pinning.
+// Whole rows moved between graphs: stream copies, pinning.
 namespace mixed_kv {
 
 using cache::for_each_cell;
@@ -24,6 +24,8 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     if (source.state != PageState::empty && !same_shape) return false;
     if (source.state == PageState::cold && (layout_.format != from.layout_.format || !shape_known_))
         return false;
+    // Groups name turns of their own tensor.
+    if (source.shift_groups != 0 && &from != this) return false;
     Page copy = source;
     if (source.state == PageState::hot) {
         copy.data = allocate_hot();
@@ -44,6 +46,7 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     }
     release_storage(pages_[to_index]);
     pages_[to_index] = copy;
+    if (copy.shift_groups != 0) shifts_[to_index] = shifts_[from_index];
     flags_[to_index] &= kListed;
     if ((from.flags_[from_index] & (kSuspect | kRefused)) != 0) flags_[to_index] |= kSuspect;
     if (copy.state != PageState::empty) list_candidate(to_index);
@@ -99,85 +102,6 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
     }
 }
 
-bool KvTensor::begin_rewrite(int stream, std::int64_t page) {
-    const auto index = static_cast<std::uint32_t>(stream * pages_per_stream_ + page);
-    if (pages_[index].state == PageState::empty) return false;
-    const std::size_t n = hot_bytes() / sizeof(fp16_t);
-    rewrite_rows_.resize(2 * n);
-    std::vector<float> scratch(pages_[index].state == PageState::cold ? scratch_floats() : 0);
-    const int n_rows = rows_in_page(page);
-    std::fill(rewrite_rows_.begin(), rewrite_rows_.end(), fp16_t{0});
-    decode_rows(pages_[index], 0, n_rows, rewrite_rows_.data(), scratch.data());
-    std::copy_n(rewrite_rows_.begin(), n, rewrite_rows_.begin() + static_cast<std::ptrdiff_t>(n));
-    return true;
-}
-
-void KvTensor::end_rewrite(int stream, std::int64_t page_in_stream) {
-    const auto index = static_cast<std::uint32_t>(stream * pages_per_stream_ + page_in_stream);
-    Page& page = pages_[index];
-    const HeadShape& shape = layout_.shape;
-    const fp16_t* rows = rewrite_rows_.data();
-    const fp16_t* rows_before = rows + hot_bytes() / sizeof(fp16_t);
-    const std::uint64_t written = page.state == PageState::pinned ? valid_cells(index) : page.written;
-    std::uint64_t changed = 0;
-    for_each_cell(written, [&](int t) {
-        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * shape.row_elements();
-        if (std::memcmp(rows + at, rows_before + at, layout_.row_bytes()) != 0)
-            changed |= std::uint64_t{1} << t;
-    });
-    if (changed == 0) return;  // in particular, the block of a page that did not move stays bit for bit
-    const bool has_large = [&] {
-        bool large = false;
-        for_each_cell(changed, [&](int t) {
-            large |= cache::has_large_value(rows + t * shape.row_elements(), shape.row_elements());
-        });
-        return large;
-    }();
-
-    std::uint64_t exact = changed;
-    if (page.state == PageState::cold && (changed & ~page.overlay) != 0) {
-        exact = changed & page.overlay;
-        const auto& codec = config_.kernels->formats[layout_.format_index];
-        // Blocks are aligned; the codec may refuse a head after others are done, so the page's own come last.
-        std::vector<std::byte> storage(cold_bytes() + 63);
-        auto* blocks =
-            reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(storage.data()) + 63) / 64 * 64);
-        bool fits = true;
-        for (int head = 0; head < shape.n_head && fits; ++head) {
-            const kernels::EncodeArgs args{rows + head * shape.head_dim, shape.row_elements(), shape.head_dim,
-                                           valid_cells(index) & ~page.overlay,
-                                           blocks + static_cast<std::size_t>(head) * layout_.block_bytes};
-            fits = (layout_.role == KvRole::key ? codec.encode_key : codec.encode_value)(args);
-        }
-        if (fits) {
-            std::memcpy(page.data, blocks, cold_bytes());
-            ++counters_.reencodes;
-        } else {
-            candidates_.reserve(candidates_.size() + 1);
-            std::byte* hot = allocate_hot();
-            std::memset(hot, 0, hot_bytes());
-            release_storage(page);
-            page.state = PageState::hot;
-            page.data = hot;
-            page.overlay = 0;
-            page.overlay_rows = nullptr;
-            list_candidate(index);
-            exact = valid_cells(index);
-        }
-    }
-    for_each_cell(exact, [&](int t) {
-        std::ptrdiff_t head_stride = 0;
-        std::byte* to = row_target(page, t, head_stride);
-        for (int head = 0; head < shape.n_head; ++head) {
-            std::memcpy(to + head * head_stride, rows + t * shape.row_elements() + head * shape.head_dim,
-                        layout_.head_bytes());
-        }
-    });
-    if (page.state == PageState::pinned) return;
-    if ((flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
-    if (has_large) flags_[index] |= kSuspect;
-}
-
 void KvTensor::pin(std::byte* base) {
     if (pinned()) return;
     std::vector<float> scratch(scratch_floats());
@@ -195,10 +119,12 @@ void KvTensor::pin(std::byte* base) {
         page.data = rows;
         page.overlay = 0;
         page.overlay_rows = nullptr;
+        page.shift_groups = 0;
         flags_[i] = 0;
     }
     candidates_.clear();
-    rewrite_rows_ = std::vector<fp16_t>();
+    shifts_ = std::vector<PageShift>();
+    turns_ = PendingTurns{};
     pinned_base_ = base;
 }
 

@@ -111,6 +111,8 @@ bool KvTensor::plan_freeze(std::uint32_t index, std::uint64_t keep) {
         return false;
     }
     work.freezes.push_back(freeze);
+    const Page& page = pages_[index];
+    if (page.shift_groups != 0) join_largest_group(index, page.overlay & ~keep);
     if ((flags_[index] & kSuspect) == 0) return true;
     // Attention is planned on the page states that begin_write() leaves, so a page must not turn out to be
     // unfit in a job: try now.
@@ -183,6 +185,15 @@ bool KvTensor::encode_head(std::size_t f, int head, float* scratch) noexcept {
                 std::ptrdiff_t head_stride = 0;
                 std::memcpy(row, row_target(freeze.before, t, head_stride) + head * head_stride,
                             layout_.head_bytes());
+                // The block's keys stay as they are, so that they find their codes again; this one becomes
+                // as its group.
+                const float* turn = freeze.before.shift_groups != 0 ? pending_turn(freeze.page, t) : nullptr;
+                if (turn != nullptr) {
+                    float* key = scratch + t * stride;
+                    config_.kernels->fp16_to_fp32(row, key, shape.head_dim);
+                    turn_key_back(turns_.pairs, turn, key);
+                    config_.kernels->fp32_to_fp16(key, row, shape.head_dim);
+                }
                 continue;
             }
             if (!is_key && rotation > 1)

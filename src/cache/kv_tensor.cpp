@@ -63,6 +63,7 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
 }
 
 KvTensor::~KvTensor() {
+    abandon_shift();
     for (Page& page : pages_) release_storage(page);
 }
 
@@ -99,7 +100,8 @@ bool KvTensor::set_head_shape(HeadShape shape) {
 }
 
 PageTable KvTensor::pages(int stream) const noexcept {
-    return {pages_.data() + stream * pages_per_stream_, pages_per_stream_, layout_};
+    const PageShift* shifts = shifts_.empty() ? nullptr : shifts_.data() + stream * pages_per_stream_;
+    return {pages_.data() + stream * pages_per_stream_, pages_per_stream_, layout_, shifts, &turns_};
 }
 
 int KvTensor::rows_in_page(std::int64_t page) const noexcept {
@@ -151,6 +153,8 @@ void KvTensor::make_empty(std::uint32_t index) noexcept {
 
 void KvTensor::clear() noexcept {
     candidates_.clear();
+    shifts_ = std::vector<PageShift>();
+    turns_ = PendingTurns{};
     for (std::size_t i = 0; i < pages_.size(); ++i) {
         flags_[i] = 0;
         if (pinned()) {
@@ -200,6 +204,7 @@ void KvTensor::promote(std::uint32_t index, std::uint64_t cells, std::byte* hot)
     page.data = hot;
     page.overlay = 0;
     page.overlay_rows = nullptr;
+    page.shift_groups = 0;
     if (valid_cells(index) != ~std::uint64_t{0}) std::memset(hot, 0, hot_bytes());
     for_each_cell(before.overlay & ~cells, [&](int t) {
         const fp16_t* row =
@@ -264,8 +269,8 @@ std::size_t KvTensor::scratch_floats() const noexcept {
     return static_cast<std::size_t>((layout_.shape.head_dim + 15) / 16 * 16) * kPageTokens;
 }
 
-// Rows first .. first + n - 1 of a page, dense, in the basis they were written in. scratch: scratch_floats(),
-// for cold pages.
+// Rows first .. first + n - 1 of one of this tensor's pages, dense, in the basis they were written in, every
+// K-shift applied. scratch: scratch_floats(), for cold pages.
 void KvTensor::decode_rows(const Page& page, int first, int n, fp16_t* rows, float* scratch) const noexcept {
     const HeadShape& shape = layout_.shape;
     const std::uint64_t wanted = (n == kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1)
@@ -286,6 +291,10 @@ void KvTensor::decode_rows(const Page& page, int first, int n, fp16_t* rows, flo
             for (int t = first; t < first + n; ++t) {
                 if (!is_key && rotation > 1)
                     config_.kernels->hadamard(scratch + t * stride, shape.head_dim, rotation);
+                if (page.shift_groups != 0) {
+                    const float* turn = pending_turn(static_cast<std::uint32_t>(&page - pages_.data()), t);
+                    if (turn != nullptr) turn_key(turns_.pairs, turn, scratch + t * stride);
+                }
                 config_.kernels->fp32_to_fp16(
                     scratch + t * stride, rows + (t - first) * shape.row_elements() + head * shape.head_dim,
                     shape.head_dim);
@@ -306,7 +315,8 @@ KvTensor::Memory KvTensor::memory() const noexcept {
     Memory memory;
     const auto bytes = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
     memory.bookkeeping = sizeof(*this) + bytes(pages_) + bytes(flags_) + bytes(touched_) +
-                         bytes(candidates_) + bytes(rewrite_rows_) + work_->memory_bytes();
+                         bytes(candidates_) + bytes(shifts_) + bytes(turns_.origins) + bytes(turns_.values) +
+                         work_->memory_bytes();
     const auto add = [&](const Page& page) {
         if (page.state == PageState::hot) memory.hot += hot_bytes();
         if (page.state == PageState::cold) memory.cold += cold_bytes();

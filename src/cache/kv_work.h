@@ -77,4 +77,31 @@ struct KvTensor::Work {
     }
 };
 
+// What a planned K-shift will do. Blocks see old turns until the commit.
+struct KvTensor::ShiftPlan {
+    // How a turn came about: `kind` of this shift after turn `before`.
+    struct Source {
+        std::uint32_t before, kind;
+    };
+    static constexpr std::uint32_t kNoTurn = UINT32_MAX;
+    struct Encoding {
+        std::uint32_t page;
+        std::byte* hot;  // its new storage when the codec may refuse what the page will hold
+    };
+
+    KeyShift shift;
+    std::vector<std::uint8_t> kind_keeps_length;  // [n_turns]
+    PendingTurns turns;
+    std::vector<Source> sources;         // of turns
+    std::vector<PageShift> shifts;       // [pages]; empty: no page has groups
+    std::vector<std::uint8_t> n_groups;  // [pages]
+    std::vector<Encoding> encodings;
+    // Room for commit_shift().
+    std::vector<fp16_t> rows;
+    std::vector<float> floats, head;
+    std::vector<std::byte> blocks;
+
+    std::uint32_t find_turn(const PendingTurns& old, std::uint32_t before, std::uint32_t kind);
+};
+
 }  // namespace mixed_kv

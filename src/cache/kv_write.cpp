@@ -35,7 +35,6 @@ void KvTensor::begin_write(std::span<const std::int64_t> cells, const RowSource&
     work.source = rows;
     work.rows_per_job =
         std::max<std::size_t>(1, kValuesPerJob / static_cast<std::size_t>(config_.row_elements));
-    rewrite_rows_ = std::vector<fp16_t>();  // may be large; {} would keep the memory
     try {
         gather_touches(cells);
         if (!pinned()) {

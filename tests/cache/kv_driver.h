@@ -16,6 +16,21 @@
 
 namespace mixed_kv::test {
 
+// A K-shift whose results are exact: kinds 1 to 3 are that many quarter turns of every pair.
+struct QuarterTurns {
+    QuarterTurns(HeadShape shape, const RotaryPairs& pairs, const std::vector<std::uint32_t>& kinds) {
+        const float c[] = {0, -1, 0}, s[] = {1, 0, -1};
+        for (int kind = 0; kind < 3; ++kind) {
+            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), c[kind]);
+            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), s[kind]);
+        }
+        shift = {shape.n_head, shape.head_dim, pairs, kinds.data(), turns.data(), distances, 3};
+    }
+    std::vector<float> turns;
+    std::int64_t distances[3] = {1, 2, 3};
+    KeyShift shift;
+};
+
 struct DriverSpec {
     KvRole role = KvRole::key;
     std::int64_t n_cells = 512;
@@ -26,6 +41,7 @@ struct DriverSpec {
     int sinks = 4;
     std::uint64_t seed = 1;
     bool shape_known = true;
+    float sigma = 1.0f;  // standard deviation of the rows that decode() writes
 };
 
 // One tensor with everything around it, its model, and sequences as a host would keep them: which cells a
@@ -52,7 +68,7 @@ struct KvDriver {
     }
     // One graph: row i goes to cells[i] and belongs to sequence[i].
     void decode(const std::vector<std::int64_t>& cells, const std::vector<int>& sequence) {
-        const std::vector<float> rows = random_rows(cells.size());
+        const std::vector<float> rows = random_rows(cells.size(), spec.sigma);
         tracker.on_write(++epoch, cells);
         write_rows(tensor, cells, {rows.data(), spec.shape.row_elements() * 4, false});
         for (std::size_t i = 0; i < cells.size(); ++i) model.write_row(cells[i], &rows[i * row_elements()]);
@@ -85,6 +101,14 @@ struct KvDriver {
         std::vector<fp16_t> values;
         for (const float v : random_rows(n_rows)) values.push_back(fp32_to_fp16(v));
         return values;
+    }
+    // A K-shift by quarter turns: kinds[cell] of them, one per position.
+    void shift(const std::vector<std::uint32_t>& kinds, const RotaryPairs& pairs) {
+        const QuarterTurns quarters(spec.shape, pairs, kinds);
+        model.shift(quarters.shift);
+        tensor.plan_shift(quarters.shift);
+        tensor.commit_shift();
+        expect_sound(false);
     }
     void expect_sound(bool is_graph) {
         const auto problems = model.check(is_graph);

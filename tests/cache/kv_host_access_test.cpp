@@ -180,55 +180,6 @@ TEST(KvHostAccess, CopiesBetweenTensorsOfDifferentFormats) {
     EXPECT_THROW(other.tensor.copy_rows(q4.tensor, 0, 0, 1), Error);
 }
 
-TEST(KvHostAccess, RewriteChangesPagesInTheirForm) {
-    for (const KvRole role : {KvRole::key, KvRole::value}) {
-        KvDriver cache({.role = role, .n_cells = 400, .window = 32});
-        cache.decode_run(0, 300);
-        cache.decode_run(300, 1);
-        cache.decode({70}, {0});
-        const std::string states = cache.states();
-        const auto negate = [&](fp16_t* rows, int n_rows, std::int64_t) {
-            for (int i = 0; i < n_rows * 64; ++i) rows[i] ^= 0x8000;
-        };
-        const auto reencodes = cache.tensor.counters().reencodes;
-        for (std::int64_t page = 0; page < 7; ++page) {
-            cache.tensor.rewrite_page(0, page, [](fp16_t*, int, std::int64_t) {});
-        }
-        cache.expect_sound(false);  // not allowed to change a block, because nothing changed
-        EXPECT_EQ(cache.tensor.counters().reencodes, reencodes);
-        for (std::int64_t page = 0; page < 7; ++page) {
-            std::int64_t first = -1;
-            int n = 0;
-            cache.tensor.rewrite_page(0, page, [&](fp16_t* rows, int n_rows, std::int64_t first_cell) {
-                negate(rows, n_rows, first_cell);
-                first = first_cell, n = n_rows;
-            });
-            EXPECT_EQ(first, page < 5 ? page * 64 : -1) << "empty pages are skipped";
-            if (first < 0) continue;
-            EXPECT_EQ(n, page < 6 ? 64 : 16);
-            for (std::int64_t cell = first; cell < std::min<std::int64_t>(first + 64, 301); ++cell)
-                negate(cache.model.row(cell), 1, 0);
-            cache.model.allow_rewrite(0, page);
-        }
-        cache.expect_sound(false);
-        EXPECT_EQ(cache.states(), states);
-        EXPECT_EQ(cache.tensor.counters().reencodes, reencodes + 4);
-    }
-}
-
-TEST(KvHostAccess, RewriteThatTheCodecRefusesMakesThePageHot) {
-    KvDriver cache({.n_cells = 400, .window = 32});
-    cache.decode_run(0, 300);
-    cache.decode_run(300, 1);
-    cache.tensor.rewrite_page(0, 1, [](fp16_t* rows, int, std::int64_t) { rows[100] = 0x7c00; });
-    cache.model.row(64)[100] = 0x7c00;
-    cache.model.allow_rewrite(0, 1);
-    cache.expect_sound(false);
-    EXPECT_EQ(cache.states(), "chcch..");
-    cache.decode_run(301, 1);
-    EXPECT_EQ(cache.states(), "chcch..");
-}
-
 TEST(KvHostAccess, PinnedTensorsArePlainMemory) {
     KvDriver cache({.n_cells = 400, .n_stream = 2, .window = 32});
     cache.decode_run(0, 300);
@@ -254,9 +205,6 @@ TEST(KvHostAccess, PinnedTensorsArePlainMemory) {
     EXPECT_TRUE(same());
     EXPECT_NEAR(static_cast<double>(cache.tensor.memory().pinned),
                 701.0 * static_cast<double>(cache.row_bytes()), 20e3);
-    cache.tensor.rewrite_page(0, 2, [](fp16_t* rows, int, std::int64_t) { rows[0] = 0x4000; });
-    cache.model.row(128)[0] = 0x4000;
-    EXPECT_TRUE(same());
     EXPECT_TRUE(cache.tensor.set_head_shape({2, 32}));
     cache.tensor.clear();
     EXPECT_EQ(cache.tensor.memory().pinned, 0u);

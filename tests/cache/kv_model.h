@@ -24,7 +24,8 @@ class KvModel {
     void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size);
     void copy_rows(const KvModel& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
     void clear();
-    void allow_rewrite(int stream, std::int64_t page);  // the rows were changed by rewrite_page()
+    // Before the tensor's: a K-shift whose turns are quarter turns, so that every result is exact.
+    void shift(const KeyShift& shift);
     fp16_t* row(std::int64_t cell) { return rows_.data() + cell * tensor_.config().row_elements; }
     const std::vector<fp16_t>& rows() const { return rows_; }
 
@@ -49,8 +50,13 @@ class KvModel {
     void check_missed_freeze(std::size_t index, const Page& page, bool is_graph);
     void check_block(std::size_t index, const Page& page, bool is_graph);
     void decode(const Page& page, std::vector<fp16_t>& rows) const;  // the block alone: [64][row_elements]
+    // The page's rows as its block has to hold them: K-shifts that are pending taken back.
+    std::vector<fp16_t> stored_rows(std::size_t index) const;
+    void turn(std::size_t index, int token, bool back, fp16_t* row) const;
     std::vector<std::byte> encode(std::size_t index, std::uint64_t counted) const;
-    void check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& decoded);
+    void check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& truth,
+                           const std::vector<fp16_t>& decoded);
+    bool shift_needs_encoding(std::size_t index, const KeyShift& shift) const;
     void fail(std::size_t page, const std::string& what);
     std::int64_t first_cell(std::size_t index) const;
     std::uint64_t valid(std::size_t index) const;
@@ -62,7 +68,7 @@ class KvModel {
     std::vector<fp16_t> rows_;                // [n_stream * n_cells][row_elements]
     std::vector<std::uint8_t> ever_written_;  // per cell
     std::vector<std::uint64_t> touched_;      // per page, since the last check
-    std::vector<std::uint8_t> rewritten_;     // per page, since the last check
+    std::vector<std::uint8_t> rewritten_;     // per page, since the last check: a K-shift had to encode
     std::vector<Seen> seen_;
     std::vector<std::string> problems_;
     bool memory_is_ample_ = true;

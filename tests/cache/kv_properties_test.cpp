@@ -37,6 +37,9 @@ class KvProperties : public testing::TestWithParam<int> {
         n_cells_ = sizes[random_.below(5)];
         n_stream_ = 1 + random_.below(3);
         shape_ = shapes[random_.below(5)];
+        pairs_.n_pairs = 1 + random_.below(shape_.head_dim / 2);
+        pairs_.first = random_.below(shape_.head_dim - 2 * pairs_.n_pairs + 1);
+        pairs_.interleaved = random_.below(2) == 0;
         arena_ = std::make_unique<PageArena>();
         tracker_ = std::make_unique<WindowTracker>(
             WindowTracker::Config{n_cells_, n_stream_, windows[random_.below(5)], random_.below(2) * 4});
@@ -151,27 +154,41 @@ class KvProperties : public testing::TestWithParam<int> {
         return "copy of " + std::to_string(n) + " from " + std::to_string(source) + " to " +
                std::to_string(target);
     }
-    std::string rewrite(Side& side) {
-        const int stream = random_.below(n_stream_);
-        const std::int64_t page = pick(side.tensor->pages(0).n_pages);
-        const int every = 1 + random_.below(3);
-        const int n = shape_.row_elements();
-        side.tensor->rewrite_page(stream, page, [&](fp16_t* rows, int n_rows, std::int64_t first_cell) {
-            side.model->allow_rewrite(stream, page);
-            const std::uint64_t written = side.tensor->pages(stream).pages[page].written;
-            for (int t = 0; t < n_rows; t += every) {
-                for (int i = 0; i < n; ++i) rows[t * n + i] = static_cast<fp16_t>(rows[t * n + i] ^ 0x8000);
-                if ((written >> t & 1) != 0 || side.tensor->pinned())
-                    std::copy_n(rows + t * n, n, side.model->row(first_cell + t));
+    // Runs of cells, or cells by turns as sequences on shared pages have them. Only written cells.
+    std::string shift(Side& side) {
+        if (side.tensor->pinned() || side.tensor->config().role != KvRole::key) return "no shift";
+        std::vector<std::uint32_t> kinds(static_cast<std::size_t>(all_cells()));
+        const bool by_turns = random_.below(2) == 0;
+        const auto n_sequences = static_cast<std::uint32_t>(1 + random_.below(6));
+        const std::int64_t first = pick(all_cells()), n = 1 + pick(all_cells());
+        const auto one_kind = static_cast<std::uint32_t>(1 + random_.below(3));
+        for (std::int64_t cell = 0; cell < all_cells(); ++cell) {
+            const Page& page =
+                side.tensor->pages(static_cast<int>(cell / n_cells_)).pages[cell % n_cells_ / kPageTokens];
+            if ((page.written >> (cell % n_cells_ % kPageTokens) & 1) == 0) continue;
+            auto& kind = kinds[static_cast<std::size_t>(cell)];
+            if (by_turns) {
+                kind = static_cast<std::uint32_t>(cell) % n_sequences % 4;
+            } else if (cell >= first && cell < first + n) {
+                kind = one_kind;
             }
-        });
-        return "rewrite of page " + std::to_string(page);
+        }
+        const QuarterTurns quarters(shape_, pairs_, kinds);
+        side.model->shift(quarters.shift);
+        side.tensor->plan_shift(quarters.shift);
+        if (random_.below(4) == 0) {  // planning changes nothing
+            side.tensor->abandon_shift();
+            side.tensor->plan_shift(quarters.shift);
+        }
+        side.tensor->commit_shift();
+        return by_turns ? "shift of sequences" : "shift of a range";
     }
 
     Random random_{0};
     std::int64_t n_cells_ = 0, cursor_ = 0;
     int n_stream_ = 1;
     HeadShape shape_;
+    RotaryPairs pairs_;
     std::unique_ptr<Pinned> memory_;
     std::unique_ptr<PageArena> arena_;
     std::unique_ptr<WindowTracker> tracker_;
@@ -195,7 +212,7 @@ TEST_P(KvProperties, EqualsThePlainArray) {
         } else if (kind < 35) {
             what = copy();
         } else if (kind < 38) {
-            what = rewrite(side);
+            what = shift(side);
         } else if (kind == 38) {
             what = "shape";
             EXPECT_TRUE(side.tensor->set_head_shape(shape_));

@@ -130,6 +130,49 @@ TEST(Faults, RowsBeforeAFailedDecodeAreIntact) {
     EXPECT_EQ(context.decode_batch(batch(40, 200, 3)).values, twin.decode_batch(batch(40, 200, 3)).values);
 }
 
+// The host repeats a K-shift that failed, over all layers: none may have been shifted. With seq_div most
+// cells of a page get distances of their own, and pages are encoded anew.
+TEST(Faults, KShiftIsDoneForAllLayersOrForNone) {
+    const Model model(small_model(), CacheOwner::kPlugin);
+    for (const bool divide : {false, true}) {
+        const auto prepared = [&] {
+            auto context = std::make_unique<Context>(model, options());
+            EXPECT_EQ(context->try_decode(batch(200, 0, 1)), 0);
+            EXPECT_EQ(context->try_decode(batch(1, 200, 2)), 0);
+            if (divide) {
+                context->divide(0, 0, 201, 4);
+            } else {
+                context->shift(0, 0, -1, 3);
+            }
+            return context;
+        };
+        const auto decode_and_drop = [&](Context& context) {
+            const llama_pos next = context.last_position(0) + 1;
+            const int status = context.try_decode(batch(1, next, 3));
+            context.remove(0, next, -1);
+            return status;
+        };
+        const auto twin = prepared();
+        ASSERT_EQ(decode_and_drop(*twin), 0);
+        const std::vector<std::uint8_t> expected = twin->save_sequence(0);
+        int failed = 0;
+        for (long n = 0; n < 10000; ++n) {
+            SCOPED_TRACE(n);
+            const auto context = prepared();
+            clear_log();
+            fail_from(Memory::kRecords, n);
+            decode_and_drop(*context);
+            const long requests = fail_from(Memory::kRecords, -1);
+            failed += was_said("failed to compute K-shift");
+            ASSERT_EQ(decode_and_drop(*context), 0);
+            ASSERT_TRUE(context->save_sequence(0) == expected);
+            if (requests <= n) break;
+        }
+        std::printf("%d K-shifts failed\n", failed);
+        EXPECT_GT(failed, 10);
+    }
+}
+
 TEST(Faults, AbortInMidGraphLeavesTheRowsBeforeIt) {
     // Exact storage, so that rows can be compared bit for bit.
     char error[128];

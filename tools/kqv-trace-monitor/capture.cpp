@@ -144,7 +144,11 @@ class MixedPart {
                     throw Error(std::string("the plugin does not show page ") +
                                 std::to_string(first / kPageCells) + " of '" + info.name + "'");
                 }
-                add(page, stream * n_kv_ + first, std::min(kPageCells, n_kv_ - first));
+                if (page.state == MIXED_KV_CELL_COLD && page.shift_pending != 0) {
+                    add_decoded(t, page, stream, first);
+                } else {
+                    add(page, stream * n_kv_ + first, std::min(kPageCells, n_kv_ - first));
+                }
             }
         }
         part_.rows.ne[2] = int64_t(part_.cells.size());
@@ -201,6 +205,15 @@ class MixedPart {
             if ((page.overlay >> t & 1) == 0) continue;
             if (t < n_cells) std::memcpy(add_row(first_cell + t, RowKind::overlay), overlay, row_bytes_);
             overlay += row_bytes_;
+        }
+    }
+
+    // A page with a K-shift still to apply, which the trace has no place for: its rows as they read.
+    void add_decoded(const ggml_tensor* t, const mixed_kv_page& page, int64_t stream, int64_t first) {
+        for (int64_t i = 0; i < std::min(kPageCells, n_kv_ - first); ++i) {
+            if ((page.written >> i & 1) == 0) continue;
+            ggml_backend_tensor_get(t, add_row(stream * n_kv_ + first + i, RowKind::hot),
+                                    size_t(stream) * t->nb[3] + size_t(first + i) * t->nb[1], row_bytes_);
         }
     }
 

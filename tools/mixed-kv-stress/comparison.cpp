@@ -17,8 +17,9 @@ double Tolerance::epsilon(int bits) const {
 
 double Tolerance::rows(bool is_key, bool first_layer) const {
     if (!first_layer) return logits();
-    if (exact) return 0;
-    return std::min(kUnrelated, 4 * epsilon(is_key ? key_bits : value_bits));
+    const double rounding = is_key ? shifts * 0x1p-22 : 0.0;
+    if (exact) return rounding;
+    return std::min(kUnrelated, rounding + 4 * epsilon(is_key ? key_bits : value_bits));
 }
 
 double Tolerance::logits() const {

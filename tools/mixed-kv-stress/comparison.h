@@ -11,14 +11,15 @@ namespace mixed_kv::tools {
 // How far the plugin's cache may be from the host's own F16 cache that goes through the same operations.
 //
 // Exact storage (both formats f16, or a window over the whole context): the stored rows of the first layer
-// are equal bit for bit; later layers and logits differ by our attention's float32 accumulation against the
-// host's F16 one, by up to 1.3e-5 on these models; the host differs from itself as much between batch sizes
-// (kExactNmse; a wrong row gives 1e-2 and more).
+// are equal bit for bit, but for keys that were shifted: now and then a value is rounded to the neighbouring
+// binary16, which is held to 2^-22 for each shift. Later layers and logits differ by our attention's float32
+// accumulation against the host's F16 one, by up to 1.3e-5 on these models; the host differs from itself as
+// much between batch sizes (kExactNmse; a wrong row gives 1e-2 and more).
 //
 // Cold storage of b bits: a code is at most half a step from its value, the step is the range of 64 values
 // over 2^b - 1, and the range of 64 values is taken as kRange times their root mean square (4.7 for a normal
-// distribution). Errors of e encodings (a K-shift, a restore and a rewritten page encode again) add up as
-// independent ones do:
+// distribution). Errors of e encodings (a restore, a rewritten page, and a K-shift that leaves a page with
+// many different shifts encode again) add up as independent ones do:
 //     eps(b, e) = e * kRange^2 / (12 (2^b - 1)^2)
 // Rows of the first layer follow from token and position alone, so they are held to 4 eps relative to the
 // mean square of their tensor. Logits and later layers also carry what attention made of inexact rows: scores
@@ -33,6 +34,7 @@ struct Tolerance {
     int n_layer = 1;
     double attention_sigma = 2.0;
     double encodings = 1;  // how often a row may have been encoded
+    int shifts = 0;        // how often a key may have been turned by a K-shift
 
     static constexpr double kExactNmse = 1e-4;
     static constexpr double kRange = 8.0;

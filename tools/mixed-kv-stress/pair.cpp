@@ -111,6 +111,7 @@ Tolerance Pair::tolerance() const {
     t.n_layer = subject_.n_layer;
     t.attention_sigma = subject_.attention_sigma;
     t.encodings = encodings_;
+    t.shifts = shifts_;
     return t;
 }
 

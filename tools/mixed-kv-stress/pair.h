@@ -137,6 +137,7 @@ class Pair {
     std::vector<ggml_tensor*> tensors_;  // of the plugin's cache, as its first graph showed them
     std::size_t n_vocab_ = 0;
     double encodings_ = 1;
+    int shifts_ = 0;
     bool pending_ = false;
     std::vector<std::string> log_;
 };

@@ -34,8 +34,8 @@ void Pair::abort_decode(const std::vector<PairToken>& batch, int checks) {
     }
     note(fmt::format("decode {} tokens of sequence {}, aborted after {} checks: status {} and {}",
                      batch.size(), batch[0].sequences[0], checks, status[0], status[1]));
-    // A shift that an abort has interrupted is begun again by the next decode, over rows that have moved
-    // already: the host's own, with or without us. Such a decode is not made.
+    // A shift that an abort has interrupted is begun again by the next decode. In the host's own cache it
+    // goes over rows that have moved already (ours moves all layers or none). Such a decode is not made.
     for (const PairToken& t : batch) {
         llama_memory_seq_rm(host_memory(), t.sequences[0], t.position, -1);
         llama_memory_seq_rm(our_memory(), t.sequences[0], t.position, -1);
@@ -73,6 +73,7 @@ void Pair::shift(llama_seq_id sequence, llama_pos p0, llama_pos p1, llama_pos de
     cells_.shift(sequence, p0, p1, delta);
     pending_ = true;
     encodings_ += 1;
+    shifts_ += 1;
 }
 
 void Pair::divide(llama_seq_id sequence, llama_pos p0, llama_pos p1, int divisor) {
@@ -82,6 +83,7 @@ void Pair::divide(llama_seq_id sequence, llama_pos p0, llama_pos p1, int divisor
     cells_.divide(sequence, p0, p1, divisor);
     pending_ = true;
     encodings_ += 1;
+    shifts_ += 1;
 }
 
 void Pair::clear(bool data) {

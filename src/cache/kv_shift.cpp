@@ -1,0 +1,310 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cache/kv_work.h"
+#include "cache/overlay.h"
+#include "cache/row_values.h"
+#include "kernels/contract.h"
+#include "mixed_kv/error.h"
+#include "mixed_kv/kv_tensor.h"
+#include "mixed_kv/page_arena.h"
+
+// K-shift: exact rows are turned, blocks take note of it.
+namespace mixed_kv {
+
+using cache::for_each_cell;
+
+namespace {
+
+// A turn with less than this is one of length 1: a few roundings of single precision.
+constexpr float kLengthTolerance = 1e-5f;
+
+bool keeps_length(const float* turn, int n_pairs) noexcept {
+    for (int i = 0; i < n_pairs; ++i) {
+        const float c = turn[i], s = turn[n_pairs + i];
+        if (!(std::fabs(c * c + s * s - 1.0f) <= kLengthTolerance)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+// The turn of a cell whose turn was `before`; kNoTurn when it comes to nothing.
+std::uint32_t KvTensor::ShiftPlan::find_turn(const PendingTurns& old, std::uint32_t before,
+                                             std::uint32_t kind) {
+    PendingTurns::Origin origin{0, true};
+    if (before != kNoTurn) origin = old.origins[before];
+    if (kind != 0) {
+        origin.distance += shift.distances[kind - 1];
+        origin.keeps_length = origin.keeps_length && kind_keeps_length[kind - 1] != 0;
+    }
+    if (origin.keeps_length && origin.distance == 0) return kNoTurn;
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+        const bool same_source = sources[i].before == before && sources[i].kind == kind;
+        const bool same_distance = origin.keeps_length && turns.origins[i].keeps_length &&
+                                   origin.distance == turns.origins[i].distance;
+        if (same_source || same_distance) return static_cast<std::uint32_t>(i);
+    }
+    const auto n = static_cast<std::size_t>(shift.pairs.n_pairs);
+    sources.push_back({before, kind});
+    turns.origins.push_back(origin);
+    const std::size_t at = turns.values.size();
+    turns.values.resize(at + 2 * n);
+    float* turn = turns.values.data() + at;
+    const float* first = before != kNoTurn ? old.turn(before) : nullptr;
+    const float* second = kind != 0 ? shift.turns + (kind - 1) * 2 * n : nullptr;
+    for (std::size_t i = 0; i < n; ++i) {
+        const float c1 = first != nullptr ? first[i] : 1.0f, s1 = first != nullptr ? first[n + i] : 0.0f;
+        const float c2 = second != nullptr ? second[i] : 1.0f, s2 = second != nullptr ? second[n + i] : 0.0f;
+        turn[i] = c1 * c2 - s1 * s2;
+        turn[n + i] = s1 * c2 + c1 * s2;
+    }
+    return static_cast<std::uint32_t>(sources.size() - 1);
+}
+
+void KvTensor::plan_shift(const KeyShift& shift) {
+    if (pinned() || layout_.role != KvRole::key || shift.n_head * shift.head_dim != config_.row_elements ||
+        shift.pairs.first + 2 * shift.pairs.n_pairs > shift.head_dim) {
+        throw Error("KV tensor: a K-shift of " + std::to_string(shift.n_head) + " heads of " +
+                    std::to_string(shift.head_dim) + " values does not fit rows of " +
+                    std::to_string(config_.row_elements) + ", or these are no keys");
+    }
+    abandon_shift();
+    shift_plan_ = std::make_unique<ShiftPlan>();
+    ShiftPlan& plan = *shift_plan_;
+    plan.shift = shift;
+    plan.turns.pairs = shift.pairs;
+    plan.n_groups.resize(pages_.size());
+    plan.head.resize(2 * static_cast<std::size_t>(shift.pairs.n_pairs));
+    plan.rows.resize(layout_.row_bytes() / sizeof(fp16_t));
+    for (int i = 0; i < shift.n_turns; ++i) {
+        const float* turn = shift.turns + static_cast<std::ptrdiff_t>(i) * 2 * shift.pairs.n_pairs;
+        plan.kind_keeps_length.push_back(keeps_length(turn, shift.pairs.n_pairs) ? 1 : 0);
+    }
+    try {
+        for (std::uint32_t index = 0; index < pages_.size(); ++index) {
+            if (pages_[index].state == PageState::cold && !plan_groups(index)) plan_encoding(index);
+        }
+        candidates_.reserve(candidates_.size() + plan.encodings.size());
+    } catch (...) {
+        abandon_shift();
+        throw;
+    }
+}
+
+// The groups that a cold page will have. False when it must be encoded anew instead.
+bool KvTensor::plan_groups(std::uint32_t index) {
+    ShiftPlan& plan = *shift_plan_;
+    const Page& page = pages_[index];
+    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
+                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
+    const std::uint32_t* kinds = plan.shift.kinds + first_cell;
+    const std::uint64_t block = valid_cells(index) & ~page.overlay;
+    // Cells by what they had and what they get.
+    struct Group {
+        std::uint32_t before, kind;
+        std::uint64_t cells;
+    };
+    constexpr int kMost = PageShift::kMaxGroups + 1;  // one of them stays as it is
+    Group groups[kMost];
+    int n = 0;
+    bool moves = false;
+    for (std::uint64_t rest = block; rest != 0; rest &= rest - 1) {
+        const int t = std::countr_zero(rest);
+        std::uint32_t before = ShiftPlan::kNoTurn;
+        for (std::uint32_t g = 0; g < page.shift_groups; ++g) {
+            if ((shifts_[index].cells[g] >> t & 1) != 0) before = shifts_[index].turn[g];
+        }
+        moves |= before != ShiftPlan::kNoTurn || kinds[t] != 0;
+        int g = 0;
+        while (g < n && (groups[g].before != before || groups[g].kind != kinds[t])) ++g;
+        if (g == kMost) return false;
+        if (g == n) groups[n++] = {before, kinds[t], 0};
+        groups[g].cells |= std::uint64_t{1} << t;
+    }
+    if (!moves) return true;
+    const bool fits = shape_known_ && plan.shift.n_head == layout_.shape.n_head &&
+                      (turns_.origins.empty() || turns_.pairs == plan.shift.pairs);
+    if (!fits) return false;
+
+    PageShift result;
+    std::uint8_t used = 0;
+    for (int g = 0; g < n; ++g) {
+        const std::uint32_t turn = plan.find_turn(turns_, groups[g].before, groups[g].kind);
+        if (turn == ShiftPlan::kNoTurn) continue;
+        int at = 0;
+        while (at < used && result.turn[at] != turn) ++at;
+        if (at == PageShift::kMaxGroups) return false;
+        if (at == used) result.turn[used++] = turn;
+        result.cells[at] |= groups[g].cells;
+    }
+    if (used == 0) return true;
+    if (plan.shifts.empty()) plan.shifts.resize(pages_.size());
+    plan.shifts[index] = result;
+    plan.n_groups[index] = used;
+    return true;
+}
+
+// Reserves what encoding a page anew takes.
+void KvTensor::plan_encoding(std::uint32_t index) {
+    ShiftPlan& plan = *shift_plan_;
+    plan.rows.resize(hot_bytes() / sizeof(fp16_t));
+    plan.floats.resize(scratch_floats());
+    plan.blocks.resize(cold_bytes() + 63);
+    decode_rows(pages_[index], 0, rows_in_page(index % pages_per_stream_), plan.rows.data(),
+                plan.floats.data());
+    bool large = false;
+    for_each_cell(valid_cells(index), [&](int t) {
+        large |= cache::has_large_value(plan.rows.data() + t * config_.row_elements, config_.row_elements);
+    });
+    plan.encodings.push_back({index, nullptr});
+    if (large) plan.encodings.back().hot = allocate_hot();
+}
+
+void KvTensor::abandon_shift() noexcept {
+    if (shift_plan_ == nullptr) return;
+    for (const auto& encoding : shift_plan_->encodings) config_.arena->release(encoding.hot, hot_bytes());
+    shift_plan_.reset();
+}
+
+void KvTensor::commit_shift() noexcept {
+    if (shift_plan_ == nullptr) return;
+    ShiftPlan& plan = *shift_plan_;
+    for (auto& encoding : plan.encodings) {
+        encode_turned(encoding.page, encoding.hot);
+        encoding.hot = nullptr;
+    }
+    for (std::uint32_t index = 0; index < pages_.size(); ++index) {
+        Page& page = pages_[index];
+        if (page.state == PageState::empty) continue;
+        const Turned turned = turn_exact_rows(index);
+        page.shift_groups = plan.n_groups[index];
+        if (turned.any && (flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
+        if (turned.has_large) flags_[index] |= kSuspect;
+    }
+    shifts_ = std::move(plan.shifts);
+    turns_ = std::move(plan.turns);
+    abandon_shift();
+}
+
+// Turns one dense row. Whether it holds a value that the codec may refuse.
+bool KvTensor::turn_row(fp16_t* row, std::uint32_t kind) noexcept {
+    ShiftPlan& plan = *shift_plan_;
+    const KeyShift& shift = plan.shift;
+    const float* turn = shift.turns + static_cast<std::ptrdiff_t>(kind - 1) * 2 * shift.pairs.n_pairs;
+    const RotaryPairs pairs{0, shift.pairs.n_pairs, shift.pairs.interleaved};
+    for (int head = 0; head < shift.n_head; ++head) {
+        fp16_t* part = row + static_cast<std::ptrdiff_t>(head) * shift.head_dim + shift.pairs.first;
+        config_.kernels->fp16_to_fp32(part, plan.head.data(), 2 * pairs.n_pairs);
+        turn_key(pairs, turn, plan.head.data());
+        config_.kernels->fp32_to_fp16(plan.head.data(), part, 2 * pairs.n_pairs);
+    }
+    return cache::has_large_value(row, config_.row_elements);
+}
+
+// Hot and overlay rows of a page, in place.
+KvTensor::Turned KvTensor::turn_exact_rows(std::uint32_t index) noexcept {
+    ShiftPlan& plan = *shift_plan_;
+    const Page& page = pages_[index];
+    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
+                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
+    const std::size_t head_bytes = layout_.head_bytes();
+    auto* dense = reinterpret_cast<std::byte*>(plan.rows.data());
+    Turned turned;
+    for_each_cell(page.state == PageState::cold ? page.overlay : page.written, [&](int t) {
+        const std::uint32_t kind = plan.shift.kinds[first_cell + t];
+        if (kind == 0) return;
+        std::ptrdiff_t stride = 0;
+        std::byte* row = row_target(page, t, stride);
+        for (int head = 0; head < layout_.shape.n_head; ++head) {
+            std::memcpy(dense + static_cast<std::size_t>(head) * head_bytes, row + head * stride, head_bytes);
+        }
+        turned.any = true;
+        turned.has_large |= turn_row(plan.rows.data(), kind);
+        for (int head = 0; head < layout_.shape.n_head; ++head) {
+            std::memcpy(row + head * stride, dense + static_cast<std::size_t>(head) * head_bytes, head_bytes);
+        }
+    });
+    return turned;
+}
+
+// Turns and encodes the block of a cold page; its overlay rows are left to turn_exact_rows(). Given storage,
+// makes the page hot instead, and leaves all rows to that.
+void KvTensor::encode_turned(std::uint32_t index, std::byte* hot) noexcept {
+    ShiftPlan& plan = *shift_plan_;
+    Page& page = pages_[index];
+    const HeadShape& shape = layout_.shape;
+    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
+                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
+    fp16_t* rows = plan.rows.data();
+    std::fill(plan.rows.begin(), plan.rows.end(), fp16_t{0});
+    decode_rows(page, 0, rows_in_page(index % pages_per_stream_), rows, plan.floats.data());
+    if (hot != nullptr) {
+        release_storage(page);
+        page.state = PageState::hot;
+        page.data = hot;
+        page.overlay = 0;
+        page.overlay_rows = nullptr;
+        flags_[index] |= kSuspect;
+        list_candidate(index);
+        std::memset(hot, 0, hot_bytes());
+        for_each_cell(valid_cells(index), [&](int t) {
+            std::ptrdiff_t stride = 0;
+            std::byte* to = row_target(page, t, stride);
+            for (int head = 0; head < shape.n_head; ++head) {
+                std::memcpy(
+                    to + head * stride,
+                    rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements + head * shape.head_dim,
+                    layout_.head_bytes());
+            }
+        });
+        return;
+    }
+    for_each_cell(valid_cells(index), [&](int t) {
+        const std::uint32_t kind = plan.shift.kinds[first_cell + t];
+        if (kind != 0) turn_row(rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements, kind);
+    });
+    const auto& codec = config_.kernels->formats[layout_.format_index];
+    auto* blocks =
+        reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(plan.blocks.data()) + 63) / 64 * 64);
+    // Never refused: the rows were below 1024 before they were turned.
+    for (int head = 0; head < shape.n_head; ++head) {
+        codec.encode_key({rows + head * shape.head_dim, shape.row_elements(), shape.head_dim,
+                          valid_cells(index) & ~page.overlay,
+                          blocks + static_cast<std::size_t>(head) * layout_.block_bytes});
+    }
+    std::memcpy(page.data, blocks, cold_bytes());
+    ++counters_.reencodes;
+}
+
+// The turn that the key of a block's cell still needs; null when it needs none.
+const float* KvTensor::pending_turn(std::uint32_t index, int token) const noexcept {
+    for (std::uint32_t g = 0; g < pages_[index].shift_groups; ++g) {
+        if ((shifts_[index].cells[g] >> token & 1) != 0) return turns_.turn(shifts_[index].turn[g]);
+    }
+    return nullptr;
+}
+
+// Overlay rows that are about to be encoded take the turn of most of the block's cells.
+void KvTensor::join_largest_group(std::uint32_t index, std::uint64_t cells) noexcept {
+    const Page& page = pages_[index];
+    PageShift& shift = shifts_[index];
+    std::uint64_t as_stored = valid_cells(index) & ~page.overlay;
+    int most = 0, largest = -1;
+    for (std::uint32_t g = 0; g < page.shift_groups; ++g) {
+        shift.cells[g] &= ~cells;
+        const std::uint64_t in_block = shift.cells[g] & ~page.overlay;
+        as_stored &= ~in_block;
+        if (std::popcount(in_block) > most) {
+            most = std::popcount(in_block);
+            largest = static_cast<int>(g);
+        }
+    }
+    if (largest >= 0 && most >= std::popcount(as_stored)) shift.cells[largest] |= cells;
+}
+
+}  // namespace mixed_kv
