@@ -18,7 +18,7 @@ class ItemRunner {
   public:
     ItemRunner(const AttentionArgs& args, const kernels::KernelSet& set, const Plan& plan, const Sizes& sizes,
                const Scratch& scratch) noexcept
-        : args_(args), set_(set), plan_(plan), sizes_(sizes), s_(scratch) {}
+        : args_(args), set_(set), plan_(plan), sizes_(sizes), all_(scratch), s_(scratch) {}
 
     void run(const Item& item) noexcept;
 
@@ -26,7 +26,7 @@ class ItemRunner {
     // What the steps of one page share.
     struct PageStep {
         std::int64_t page;
-        int n_tokens;  // cells of the page below n_kv
+        int n_tokens;  // cells of the page below n_kv, up to the last one that one of the rows sees
         const Page* k;
         const Page* v;
     };
@@ -35,8 +35,12 @@ class ItemRunner {
 
     enum class Values { any, may_be_infinite };
     void run_pages(const Item& item, Values values_are) noexcept;
+    void run_page(const PageStep& step, bool mixed, Values values_are) noexcept;
+    void run_mixed_page(PageStep step, Values values_are) noexcept;
+    int seen_tokens(const PageStep& step, int query) const noexcept;
     bool result_is_finite() const noexcept;
 
+    void take_rows(int first_query, int n_queries) noexcept;
     void gather_q() noexcept;
     void clear_state() noexcept;
     void logits(const PageStep& step, bool mixed) noexcept;
@@ -57,12 +61,14 @@ class ItemRunner {
     const kernels::KernelSet& set_;
     const Plan& plan_;
     const Sizes& sizes_;
-    const Scratch& s_;
+    const Scratch& all_;
     const Tile* tile_ = nullptr;
-    int n_rows_ = 0;
+    // The rows that are worked on: all of the tile but in pages that only some of its queries see.
+    Scratch s_;
+    int first_query_ = 0, n_queries_ = 0, n_rows_ = 0;
     std::int64_t page_end_ = 0;      // of the item
     bool rotated_used_ = false;      // o_rotated holds something
-    const float* q_turn_ = nullptr;  // the turn in q_turned
+    const float* q_turn_ = nullptr;  // the turn that these rows have in q_turned
 };
 
 // scores[r][t] of the cells of `tokens`, taken from packed[r][i], i the cell's rank among the set bits.
