@@ -1,5 +1,5 @@
-// Kernels read K and V as they are stored, up to KernelSet::max_rows query rows at a time. The blocks of rows of
-// one page follow each other, so that only the first reads memory.
+// Kernels read K and V as they are stored, up to KernelSet::max_rows query rows at a time. The blocks of rows
+// of one page follow each other, so that only the first reads memory.
 #include <algorithm>
 #include <bit>
 

@@ -112,9 +112,9 @@ struct KernelSet {
     const char* name;
     bool (*supported)() noexcept;
     int max_rows;  // most query rows qk/pv take in one call, at least kMaxDecodeRows
-    // How far qk_f16 and pv_f16 may be off in each product, relative to its magnitude and beside the rounding of
-    // float sums: 0 for float arithmetic.
-    float fp16_product_error;
+    // How far qk_f16, pv_f16 and gemm may be off in each product, relative to its magnitude and beside the
+    // rounding of float sums: 0 for float arithmetic.
+    float product_error;
     std::size_t (*scratch_bytes)(int head_dim) noexcept;
 
     void (*qk_f16)(const QkArgs&) noexcept;

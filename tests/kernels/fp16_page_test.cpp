@@ -39,7 +39,7 @@ constexpr int kTokenCounts[] = {1, 2, 7, 31, 63, 64};
 class Fp16Pages : public IsaTest {};
 
 TEST_P(Fp16Pages, KeysMatchDoubleReference) {
-    const double product_error = double(kernels().fp16_product_error);
+    const double product_error = double(kernels().product_error);
     std::mt19937 rng(21);
     for (const int dim : kHeadDims) {
         for (const int n_tokens : kTokenCounts) {
@@ -85,7 +85,7 @@ TEST_P(Fp16Pages, KeysMatchDoubleReference) {
 }
 
 TEST_P(Fp16Pages, ValuesMatchDoubleReference) {
-    const double product_error = double(kernels().fp16_product_error);
+    const double product_error = double(kernels().product_error);
     std::mt19937 rng(22);
     for (const int dim : kHeadDims) {
         for (const int n_tokens : kTokenCounts) {

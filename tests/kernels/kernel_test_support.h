@@ -20,7 +20,8 @@ namespace mixed_kv::testing {
 
 inline constexpr int kHeadDims[] = {40, 64, 72, 80, 96, 128, 192, 256, 576};
 
-// Of query rows: what every set takes, and where a set takes more, blocks of whole and of broken tiles up to that.
+// Of query rows: what every set takes, and where a set takes more, blocks of whole and of broken tiles up to
+// that.
 std::vector<int> row_counts(const kernels::KernelSet& set);
 
 // n elements that end right before an inaccessible page and start as NaN patterns. Aligned to 64 bytes if the
