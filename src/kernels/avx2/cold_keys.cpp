@@ -111,10 +111,9 @@ void qk_cold(const QkArgs& a) noexcept {
         fold<kBits, true, kRows>(a.keys.data, l, a.q + r * a.q_stride, a.q_stride, length, limit, scaled,
                                  pass);
         const __m128 error = _mm_mul_ps(_mm_load_ps(pass.step), _mm_set1_ps(noise));
-        const unsigned rest =
-            static_cast<unsigned>(
-                _mm_movemask_ps(_mm_cmpgt_ps(error, _mm_set1_ps(formats::kScoreNoiseAllowed)))) &
-            ((1u << kRows) - 1u);
+        const unsigned rest = static_cast<unsigned>(_mm_movemask_ps(
+                                  _mm_cmpgt_ps(error, _mm_set1_ps(formats::kScoreNoiseAllowed)))) &
+                              ((1u << kRows) - 1u);
         qk_rows<kBits, kRows>(a, l, pass, length, r, false, ahead);
         if (rest != 0) {
             fold_rest<kBits, kRows>(scaled, length, limit, rest, pass);

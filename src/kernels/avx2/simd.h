@@ -101,7 +101,9 @@ struct Ahead {
           bytes_per_step((bytes / std::size_t(n_steps) + 64) / 64 * 64) {}
     // Bytes [from, to) of the next page, for step_lines() only.
     Ahead(const std::byte* next, std::size_t from, std::size_t to) noexcept
-        : at(next != nullptr ? next + from : next), end(next != nullptr ? next + to : next), bytes_per_step(0) {}
+        : at(next != nullptr ? next + from : next),
+          end(next != nullptr ? next + to : next),
+          bytes_per_step(0) {}
     void step() noexcept {
         const std::byte* stop =
             at + (static_cast<std::size_t>(end - at) < bytes_per_step ? static_cast<std::size_t>(end - at)
