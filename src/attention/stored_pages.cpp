@@ -1,5 +1,5 @@
-// Kernels read K and V as they are stored, up to kMaxDecodeRows query rows at a time. The blocks of rows of
-// one page follow each other, so that only the first reads memory.
+// Kernels read K and V as they are stored, some query rows at a time. The blocks of rows of one page follow
+// each other, so that only the first reads memory.
 #include <algorithm>
 #include <bit>
 
@@ -8,14 +8,19 @@
 
 namespace mixed_kv::attention {
 
+int ItemRunner::rows_per_call(const Page& page) const noexcept {
+    return is_fp16(page) && set_.fp16_rows != 0 ? set_.fp16_rows : kernels::kMaxDecodeRows;
+}
+
 // scores[r][t] of one page. Overlay rows of a cold page are scored apart and replace what the block says of
 // these cells.
 void ItemRunner::stored_scores(const PageStep& step) noexcept {
     const PageTable& table = keys();
     const Page& page = *step.k;
     const auto kernel = is_fp16(page) ? set_.qk_f16 : set_.formats[table.layout.format_index].qk;
-    for (int row = 0; row < n_rows_; row += kernels::kMaxDecodeRows) {
-        const int n_rows = std::min(kernels::kMaxDecodeRows, n_rows_ - row);
+    const int block = rows_per_call(page);
+    for (int row = 0; row < n_rows_; row += block) {
+        const int n_rows = std::min(block, n_rows_ - row);
         float* scores = s_.scores + row * kPageTokens;
         kernels::QkArgs qk{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
                            s_.q + row * sizes_.q_stride,
@@ -39,8 +44,9 @@ void ItemRunner::stored_values(const PageStep& step) noexcept {
     const Page& page = *step.v;
     const auto kernel = is_fp16(page) ? set_.pv_f16 : set_.formats[table.layout.format_index].pv;
     float* sum = value_sum(page);
-    for (int row = 0; row < n_rows_; row += kernels::kMaxDecodeRows) {
-        const int n_rows = std::min(kernels::kMaxDecodeRows, n_rows_ - row);
+    const int block = rows_per_call(page);
+    for (int row = 0; row < n_rows_; row += block) {
+        const int n_rows = std::min(block, n_rows_ - row);
         float* p = s_.scores + row * kPageTokens;
         if (!is_fp16(page) && page.overlay != 0) {
             extract_columns(p, page.overlay, n_rows, s_.overlay);

@@ -28,7 +28,7 @@ struct QkArgs {
     PageData keys;
     const float* q;  // [n_rows][q_stride], kq_scale applied; q_stride >= round_up(head_dim, 16), padding is 0
     std::ptrdiff_t q_stride;
-    int n_rows;          // 1..kMaxDecodeRows
+    int n_rows;          // 1..kMaxDecodeRows; qk_f16: up to KernelSet::fp16_rows where that is more
     float* scores;       // [n_rows][64]
     std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
 };
@@ -37,7 +37,7 @@ struct QkArgs {
 struct PvArgs {
     PageData values;
     const float* p;  // [n_rows][64], p >= 0, 0 where masked, and 0 for t >= n_tokens
-    int n_rows;      // 1..kMaxDecodeRows
+    int n_rows;      // as for qk
     float* o;        // [n_rows][o_stride], o_stride >= round_up(head_dim, 16); the padding may be written
     std::ptrdiff_t o_stride;
     std::byte* scratch;
@@ -126,6 +126,10 @@ struct KernelSet {
     void (*hadamard)(float* x, int n, int size) noexcept;
     void (*fp32_to_fp16)(const float* in, std::uint16_t* out, std::ptrdiff_t n) noexcept;
     void (*fp16_to_fp32)(const std::uint16_t* in, float* out, std::ptrdiff_t n) noexcept;
+
+    // Most query rows qk_f16 and pv_f16 take in one call, where a page is prepared once per call; 0: no more
+    // than the other kernels.
+    int fp16_rows = 0;
 };
 
 }  // namespace mixed_kv::kernels

@@ -23,6 +23,7 @@ const KernelSet kKernelSet = {
     .hadamard = hadamard,
     .fp32_to_fp16 = fp32_to_fp16,
     .fp16_to_fp32 = fp16_to_fp32,
+    .fp16_rows = 128,
 };
 
 }  // namespace mixed_kv::kernels::avx2
