@@ -50,6 +50,7 @@ class ItemRunner {
     int rows_per_call(const Page& page) const noexcept;  // stored_pages.cpp
     void stored_scores(const PageStep& step) noexcept;
     void stored_values(const PageStep& step) noexcept;
+    bool fp16_pair(const PageStep& step) const noexcept;
     const std::byte* next_data(const PageTable& table, const PageStep& step, PageState state) const noexcept;
     void values_to_float(const PageStep& step) noexcept;  // decoded_values.cpp
     void decoded_values(const PageStep& step) noexcept;

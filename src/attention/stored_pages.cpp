@@ -28,7 +28,10 @@ void ItemRunner::stored_scores(const PageStep& step) noexcept {
                            n_rows,
                            scores,
                            s_.kernel};
-        qk.keys.next = next_data(table, step, page.state);
+        // FP16 pages wait for memory: while scores are computed the values are fetched, and then the next
+        // keys.
+        qk.keys.next = fp16_pair(step) ? values().layout.head_data(*step.v, tile_->head_kv)
+                                       : next_data(table, step, page.state);
         kernel(qk);
         if (is_fp16(page) || page.overlay == 0) continue;
         qk.keys = overlay_data(table, page, tile_->head_kv, args_.head_dim_k);
@@ -59,10 +62,15 @@ void ItemRunner::stored_values(const PageStep& step) noexcept {
                            sum + row * sizes_.o_stride,
                            sizes_.o_stride,
                            s_.kernel};
-        pv.values.next = next_data(table, step, page.state);
+        pv.values.next = next_data(fp16_pair(step) ? keys() : table, step, page.state);
         pv.mass = s_.l + row;
         kernel(pv);
     }
+}
+
+// Whether K and V lie alike, so that each can be fetched while the other is read.
+bool ItemRunner::fp16_pair(const PageStep& step) const noexcept {
+    return is_fp16(*step.k) && step.v->state == step.k->state && args_.head_dim_k == args_.head_dim_v;
 }
 
 // What the same kernel reads next, as far as the plan tells: only a hint to fetch it ahead.

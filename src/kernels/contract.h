@@ -20,7 +20,7 @@ struct PageData {
     int n_tokens;                       // fp16: 1..64 rows; cold: always 64
     int head_dim;
     const std::byte* next =
-        nullptr;  // hint: data of the page that qk (or pv) reads after this one, fetched ahead
+        nullptr;  // hint: data of the page of this form that is read after this one, fetched ahead
 };
 
 // scores[r][t] = sum_d q[r][d] * K[t][d]   for t < n_tokens; the rest of the 64 columns is left alone.
