@@ -6,8 +6,8 @@
 namespace mixed_kv::attention {
 
 // Attention of one tile over one range of pages: leaves, per row, m, l and the unnormalised sum of p * v in
-// scratch.m, .l and .o. Kernels read K and V as they are stored, also for many rows: integer arithmetic on
-// the codes outruns decoding a page and multiplying floats (twice as fast with AVX2, 128 rows, q4 and q8).
+// scratch.m, .l and .o. Kernels read K and V as they are stored, also for many rows: decoding a page and
+// multiplying floats is no faster (AVX2, 128 rows, q4 and q8: mixed-kv-bench prefill --depth 8192).
 // Values of cold pages are summed in the rotated basis they are stored in; one transform at the end of the
 // item joins both sums.
 //
@@ -47,8 +47,10 @@ class ItemRunner {
     void softmax() noexcept;
     float* value_sum(const Page& v) noexcept;  // o or o_rotated, whichever basis the page's values are in
 
-    void stored_scores(const PageStep& step) noexcept;  // stored_pages.cpp
+    int rows_per_call(const Page& page) const noexcept;  // stored_pages.cpp
+    void stored_scores(const PageStep& step) noexcept;
     void stored_values(const PageStep& step) noexcept;
+    bool fp16_pair(const PageStep& step) const noexcept;
     const std::byte* next_data(const PageTable& table, const PageStep& step, PageState state) const noexcept;
     void shifted_scores(const PageStep& step) noexcept;  // shifted_keys.cpp
     const float* turned_q(const float* turn) noexcept;

@@ -1,6 +1,8 @@
 // qk, pv and decode over FP16 pages, hot (contiguous) and pinned (strided), of any number of tokens.
 
 #include <cmath>
+#include <iterator>
+#include <vector>
 
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/fp16.h"
@@ -33,6 +35,13 @@ struct Fp16Page {
         return {reinterpret_cast<const std::byte*>(rows.data()), std::ptrdiff_t(stride) * 2, n_tokens, dim};
     }
 };
+
+// All row counts, and more where these kernels take more.
+std::vector<int> row_counts(const kernels::KernelSet& set) {
+    std::vector<int> counts(std::begin(kRowCounts), std::end(kRowCounts));
+    if (set.fp16_rows > kernels::kMaxDecodeRows) counts.insert(counts.end(), {19, 33, set.fp16_rows});
+    return counts;
+}
 
 constexpr int kTokenCounts[] = {1, 2, 7, 31, 63, 64};
 

@@ -39,6 +39,7 @@ const KernelSet kKernelSet = {
     .supported = cpu_has_amx,
 #endif
     .max_rows = kMaxRows,
+    .fp16_rows = kMaxRows,
     .product_error = 3 * 0x1p-16f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,

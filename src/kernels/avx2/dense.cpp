@@ -38,14 +38,26 @@ inline void matrix_edge(const GemmArgs& g, int i0, int j0, int n) noexcept {
 
 }  // namespace
 
-// 16 columns of b, which stay in L1, for all rows of a.
+// 16 columns of b for all rows of a. They are copied together first: at strides of a power of two they would
+// share a few sets of L1 and push each other out.
 void gemm(const GemmArgs& g) noexcept {
+    constexpr int kPanelRows = 128;
+    alignas(64) float panel[kPanelRows * 16];
     int j = 0;
     for (; j + 16 <= g.n; j += 16) {
-        for_row_blocks(g.m, [&](int i, auto rows) {
-            matrix_tile<decltype(rows)::value>(g.a + i * g.a_stride, g.a_stride, g.b + j, g.b_stride, g.k,
-                                               g.c + i * g.c_stride + j, g.c_stride, g.accumulate);
-        });
+        for (int k = 0; k < g.k; k += kPanelRows) {
+            const int n = g.k - k < kPanelRows ? g.k - k : kPanelRows;
+            const float* b = g.b + k * g.b_stride + j;
+            for (int i = 0; i < n; ++i, b += g.b_stride) {
+                _mm256_store_ps(panel + i * 16, _mm256_loadu_ps(b));
+                _mm256_store_ps(panel + i * 16 + 8, _mm256_loadu_ps(b + 8));
+            }
+            for_row_blocks(g.m, [&](int i, auto rows) {
+                matrix_tile<decltype(rows)::value>(g.a + i * g.a_stride + k, g.a_stride, panel, 16, n,
+                                                   g.c + i * g.c_stride + j, g.c_stride,
+                                                   g.accumulate || k != 0);
+            });
+        }
     }
     if (j < g.n) {
         for_row_blocks(g.m, [&](int i, auto rows) { matrix_edge<decltype(rows)::value>(g, i, j, g.n - j); });

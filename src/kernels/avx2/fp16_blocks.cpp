@@ -16,15 +16,17 @@ constexpr int kPanelChannels = 128;  // of a panel of keys, at most: 8 KiB
 inline void pack_keys(const PageData& keys, int t0, int c0, int n, std::ptrdiff_t to_next,
                       float* panel) noexcept {
     for (int t = 0; t < kPanel; t += 8) {
-        const std::byte* row = keys.data + (t0 + t) * keys.token_stride_bytes + std::ptrdiff_t(c0) * 2;
+        const std::byte* first = keys.data + (t0 + t) * keys.token_stride_bytes;
+        const std::byte* row = first + std::ptrdiff_t(c0) * 2;
         for (int c = 0; c < n; c += 8, row += 16) {
+            // 8 channels' share of 8 rows: two lines.
+            fetch(first, to_next + std::ptrdiff_t(c0 + c) * 16);
+            fetch(first, to_next + std::ptrdiff_t(c0 + c) * 16 + 64);
             __m256 x[8];
             for (int i = 0; i < 8; ++i) {
                 const std::byte* from = row + i * keys.token_stride_bytes;
                 x[i] = n - c < 8 ? load_halves(from, n - c) : load_halves(from);
             }
-            fetch(row, to_next);
-            fetch(row, to_next + 4 * keys.token_stride_bytes);
             transpose(x);
             for (int i = 0; i < 8; ++i) {
                 _mm256_store_ps(panel + (c + i) * kPanel + t, x[i]);

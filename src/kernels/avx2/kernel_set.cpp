@@ -12,6 +12,7 @@ const KernelSet kKernelSet = {
     .name = "avx2",
     .supported = cpu_has_avx2,
     .max_rows = kMaxDecodeRows,
+    .fp16_rows = 128,
     .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,

@@ -32,6 +32,7 @@ const KernelSet kKernelSet = {
     .supported = cpu_has_avx512,
 #endif
     .max_rows = kMaxDecodeRows,
+    .fp16_rows = kMaxDecodeRows,
     .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,

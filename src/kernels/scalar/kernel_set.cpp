@@ -7,6 +7,7 @@ const KernelSet kKernelSet = {
     .name = "scalar",
     .supported = cpu_has_scalar,
     .max_rows = kMaxDecodeRows,
+    .fp16_rows = kMaxDecodeRows,
     .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,
