@@ -37,7 +37,7 @@ struct Fp16Page {
 };
 
 // All row counts, and more where these kernels take more.
-std::vector<int> row_counts(const kernels::KernelSet& set) {
+std::vector<int> fp16_row_counts(const kernels::KernelSet& set) {
     std::vector<int> counts(std::begin(kRowCounts), std::end(kRowCounts));
     if (set.fp16_rows > kernels::kMaxDecodeRows) counts.insert(counts.end(), {19, 33, set.fp16_rows});
     return counts;
@@ -53,7 +53,7 @@ TEST_P(Fp16Pages, KeysMatchDoubleReference) {
     for (const int dim : kHeadDims) {
         for (const int n_tokens : kTokenCounts) {
             const Fp16Page page(n_tokens, dim, n_tokens % 2 == 0 ? dim : 3 * dim, rng);
-            for (const int n_rows : row_counts(kernels())) {
+            for (const int n_rows : fp16_row_counts(kernels())) {
                 const int stride = (dim + 15) / 16 * 16;
                 const Guarded<float> q(std::size_t(n_rows) * stride),
                     scores(std::size_t(n_rows) * kPageTokens);
@@ -99,7 +99,7 @@ TEST_P(Fp16Pages, ValuesMatchDoubleReference) {
     for (const int dim : kHeadDims) {
         for (const int n_tokens : kTokenCounts) {
             const Fp16Page page(n_tokens, dim, n_tokens % 2 == 0 ? dim : 3 * dim, rng);
-            for (const int n_rows : row_counts(kernels())) {
+            for (const int n_rows : fp16_row_counts(kernels())) {
                 const int stride = (dim + 15) / 16 * 16;
                 const Guarded<float> p(std::size_t(n_rows) * kPageTokens), o(std::size_t(n_rows) * stride);
                 const Guarded<std::byte> scratch((kernels().scratch_bytes(dim) + 63) / 64 * 64);
