@@ -36,10 +36,10 @@ struct Fp16Page {
     }
 };
 
-// All row counts, and more where these kernels take more.
+// All row counts, and more where the kernels over FP16 pages take more.
 std::vector<int> fp16_row_counts(const kernels::KernelSet& set) {
-    std::vector<int> counts(std::begin(kRowCounts), std::end(kRowCounts));
-    if (set.fp16_rows > kernels::kMaxDecodeRows) counts.insert(counts.end(), {19, 33, set.fp16_rows});
+    std::vector<int> counts = row_counts(set);
+    if (set.fp16_rows > set.max_rows) counts.insert(counts.end(), {19, 33, set.fp16_rows});
     return counts;
 }
 
