@@ -31,6 +31,9 @@ struct QkArgs {
     int n_rows;          // 1..KernelSet::max_rows
     float* scores;       // [n_rows][64]
     std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
+    // Cold keys only: scores[r][t] += the sum instead. What is added is rounded to float by itself, so that
+    // equal integer sums add equal numbers on every set.
+    bool accumulate = false;
 };
 
 // o[r][d] += sum_t p[r][t] * V[t][d]   in the basis the values are stored in (rotated for cold values).
@@ -112,8 +115,8 @@ struct KernelSet {
     const char* name;
     bool (*supported)() noexcept;
     int max_rows;  // most query rows qk/pv take in one call, at least kMaxDecodeRows
-    // How far qk_f16 and pv_f16 may be off in each product, relative to its magnitude and beside the rounding of
-    // float sums: 0 for float arithmetic.
+    // How far qk_f16 and pv_f16 may be off in each product, relative to its magnitude and beside the rounding
+    // of float sums: 0 for float arithmetic.
     float fp16_product_error;
     std::size_t (*scratch_bytes)(int head_dim) noexcept;
 

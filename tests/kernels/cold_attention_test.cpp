@@ -85,6 +85,54 @@ TEST_P(ColdAttention, KeysMatchDoubleReference) {
     }
 }
 
+// QkArgs::accumulate: the same numbers, added to what is there. Heavy queries take the second pass too.
+TEST_P(ColdAttention, ScoresAreAddedWhereAsked) {
+    std::mt19937 rng(7);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        for (const int dim : {40, 80, 128}) {
+            const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+            EncodedPage exact(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+            exact.make_integer_only();
+            for (const float sigma : {1.0f, 100.0f}) {
+                for (const int n_rows : row_counts(kernels())) {
+                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " rows " +
+                                 std::to_string(n_rows) + " sigma " + std::to_string(sigma));
+                    const QkRun run(kernels(), dim, n_rows), scalar(scalar_kernels(), dim, n_rows);
+                    fill_queries(run.q.data(), n_rows, dim, run.stride, sigma, rng);
+                    std::memcpy(scalar.q.data(), run.q.data(), run.q.size() * sizeof(float));
+                    std::vector<float> before(run.scores.size());
+                    for (float& x : before) x = sigma * static_cast<float>(rng() & 1023) / 256.0f;
+                    std::copy(before.begin(), before.end(), run.scores.data());
+                    kernels::QkArgs args = run.args(page.page());
+                    args.accumulate = true;
+                    k.qk(args);
+                    for (int r = 0; r < n_rows; ++r) {
+                        Reference want = reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
+                        for (int t = 0; t < kPageTokens; ++t) {
+                            const double old = before[std::size_t(r) * kPageTokens + t];
+                            want.value[t] += old;
+                            want.bound[t] += 4 * 0x1p-24 * (std::abs(old) + std::abs(want.value[t]));
+                        }
+                        ASSERT_TRUE(within_bound(want, run.row(r))) << "row " << r;
+                    }
+                    std::copy(before.begin(), before.end(), run.scores.data());
+                    std::copy(before.begin(), before.end(), scalar.scores.data());
+                    args.keys = exact.page();
+                    k.qk(args);
+                    kernels::QkArgs scalar_args = scalar.args(exact.page());
+                    scalar_args.accumulate = true;
+                    scalar_kernels().formats[index - 1].qk(scalar_args);
+                    for (std::size_t i = 0; i < before.size(); ++i) {
+                        ASSERT_EQ(run.scores[i], scalar.scores[i]) << "score " << i;
+                    }
+                }
+            }
+        }
+    }
+}
+
 TEST_P(ColdAttention, ValuesMatchDoubleReference) {
     std::mt19937 rng(2);
     int index = 0;

@@ -25,17 +25,18 @@ inline void unpack_keys(const std::byte* block, const std::byte* next, const Blo
     }
 }
 
-// n rows' scores from r0 on; add: on top of what is there.
-inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, int r0, int n,
-                         bool add) noexcept {
+// n rows' scores from r0 on; add: on top of what is there. constants: of the rows; null: 0.
+inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, const float* constants, int r0,
+                         int n, bool add) noexcept {
     for (int r = 0; r < n; ++r) {
-        const __m512 step = _mm512_set1_ps(pass.step[r]), constant = _mm512_set1_ps(s.constant[r]);
+        const __m512 step = _mm512_set1_ps(pass.step[r]);
+        const __m512 constant = _mm512_set1_ps(constants != nullptr ? constants[r] : 0.0f);
         float* out = a.scores + std::ptrdiff_t(r0 + r) * kPage;
         unroll<4>([&](auto j) {
             const __m512 x = sums_of(s, r, j.value * 16);
             float* at = out + j.value * 16;
-            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(x, step))
-                                     : _mm512_fmadd_ps(x, step, constant));
+            const __m512 score = _mm512_fmadd_ps(x, step, constant);
+            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), score) : score);
         });
     }
 }
@@ -61,10 +62,10 @@ void qk_cold(const QkArgs& a) noexcept {
                 return unsigned(_mm512_cmp_ps_mask(_mm512_mul_ps(step, noise), allowed, _CMP_GT_OQ));
             });
         multiply(s.first, n_steps, s.codes, 4 * kPage, kPage / 16, s);
-        write_scores(a, s, s.first, r, n, false);
+        write_scores(a, s, s.first, s.constant, r, n, a.accumulate);
         if (rest) {
             multiply(s.rest, n_steps, s.codes, 4 * kPage, kPage / 16, s);
-            write_scores(a, s, s.rest, r, n, true);
+            write_scores(a, s, s.rest, nullptr, r, n, true);
         }
     }
 }

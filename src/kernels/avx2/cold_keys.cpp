@@ -69,14 +69,11 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, co
         const __m256 step = _mm256_set1_ps(pass.step[r]), constant = _mm256_set1_ps(pass.constant[r]);
         unroll<kVectors>([&](auto j) {
             float* out = a.scores + (r0 + r) * kPage + kHalf * 32 + (j0 + j.value) * 8;
-            __m256 low = _mm256_cvtepi32_ps(total[r][j.value][0]);
-            __m256 high = _mm256_cvtepi32_ps(total[r][j.value][1]);
+            __m256 low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][j.value][0]), step, constant);
+            __m256 high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][j.value][1]), step, constant);
             if (add) {
-                low = _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(low, step));
-                high = _mm256_add_ps(_mm256_loadu_ps(out + 16), _mm256_mul_ps(high, step));
-            } else {
-                low = _mm256_fmadd_ps(low, step, constant);
-                high = _mm256_fmadd_ps(high, step, constant);
+                low = _mm256_add_ps(_mm256_loadu_ps(out), low);
+                high = _mm256_add_ps(_mm256_loadu_ps(out + 16), high);
             }
             _mm256_storeu_ps(out, low);
             _mm256_storeu_ps(out + 16, high);
@@ -111,11 +108,10 @@ void qk_cold(const QkArgs& a) noexcept {
         fold<kBits, true, kRows>(a.keys.data, l, a.q + r * a.q_stride, a.q_stride, length, limit, scaled,
                                  pass);
         const __m128 error = _mm_mul_ps(_mm_load_ps(pass.step), _mm_set1_ps(noise));
-        const unsigned rest =
-            static_cast<unsigned>(
-                _mm_movemask_ps(_mm_cmpgt_ps(error, _mm_set1_ps(formats::kScoreNoiseAllowed)))) &
-            ((1u << kRows) - 1u);
-        qk_rows<kBits, kRows>(a, l, pass, length, r, false, ahead);
+        const unsigned rest = static_cast<unsigned>(_mm_movemask_ps(
+                                  _mm_cmpgt_ps(error, _mm_set1_ps(formats::kScoreNoiseAllowed)))) &
+                              ((1u << kRows) - 1u);
+        qk_rows<kBits, kRows>(a, l, pass, length, r, a.accumulate, ahead);
         if (rest != 0) {
             fold_rest<kBits, kRows>(scaled, length, limit, rest, pass);
             qk_rows<kBits, kRows>(a, l, pass, length, r, true, ahead);

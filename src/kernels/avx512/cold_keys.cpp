@@ -45,8 +45,8 @@ inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
             }
             const __m512 x = _mm512_cvtepi32_ps(whole<key_shift(kBits, kFirst + kJ)>(s, pass.start[r0 + r]));
             float* out = a.scores + (r0 + r) * kPage + (kFirst + kJ) * 16;
-            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), _mm512_mul_ps(x, step))
-                                      : _mm512_fmadd_ps(x, step, constant));
+            const __m512 score = _mm512_fmadd_ps(x, step, constant);
+            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), score) : score);
         });
     });
 }
@@ -76,7 +76,7 @@ void qk_cold(const QkArgs& a) noexcept {
     Ahead ahead(a.keys.next, l.byte_plane, l.bytes, a.keys.data);
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        qk_rows<kBits, kRows>(a, l, s.first, length, r, false, ahead);
+        qk_rows<kBits, kRows>(a, l, s.first, length, r, a.accumulate, ahead);
         if (rest && any_rest(s, r, kRows)) {
             qk_rows<kBits, kRows>(a, l, s.rest, length, r, true, ahead);
         }

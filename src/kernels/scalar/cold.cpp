@@ -148,7 +148,7 @@ void qk(const QkArgs& a) noexcept {
             constant += q[c] * (load_param(block + l.offsets, c) + scale * static_cast<float>(centre));
         }
         const float step = to_q16(scaled, dim, limit, q16);
-        qk_pass<kBits>(a, l, r, q16, step, constant, false);
+        qk_pass<kBits>(a, l, r, q16, step, constant, a.accumulate);
         if (step * noise > formats::kScoreNoiseAllowed) {
             std::int32_t rest[kMaxHeadDim];
             const float rest_step = residual_q16(scaled, dim, limit, q16, step, rest);
