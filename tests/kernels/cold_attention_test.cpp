@@ -13,6 +13,12 @@ constexpr double kLogitTolerance = 2e-4;
 
 int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
+// Gaussian channels share few widths, graded ones have all of them.
+std::vector<RowData> key_data(const ColdFormat& format) {
+    return formats::is_narrow(format.code_bits) ? std::vector{RowData::gaussian, RowData::graded}
+                                                : std::vector{RowData::gaussian};
+}
+
 struct QkRun {
     Guarded<float> q, scores;
     Guarded<std::byte> scratch;
@@ -68,17 +74,21 @@ TEST_P(ColdAttention, KeysMatchDoubleReference) {
     for (const ColdFormat& format : cold_formats()) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const int dim : kHeadDims) {
-            const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
-            for (const int n_rows : row_counts(kernels())) {
-                const QkRun run(kernels(), dim, n_rows);
-                fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
-                k.qk(run.args(page.page()));
-                for (int r = 0; r < n_rows; ++r) {
-                    const Reference want = reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
-                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " row " +
-                                 std::to_string(r) + " of " + std::to_string(n_rows));
-                    ASSERT_TRUE(within_bound(want, run.row(r)));
-                    ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+            for (const RowData kind : key_data(format)) {
+                const EncodedPage page(format, KvRole::key, dim, make_rows(kind, dim, rng));
+                for (const int n_rows : row_counts(kernels())) {
+                    const QkRun run(kernels(), dim, n_rows);
+                    fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
+                    k.qk(run.args(page.page()));
+                    for (int r = 0; r < n_rows; ++r) {
+                        const Reference want =
+                            reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
+                        SCOPED_TRACE(std::string(format.name) + " " + to_string(kind) + " head_dim " +
+                                     std::to_string(dim) + " row " + std::to_string(r) + " of " +
+                                     std::to_string(n_rows));
+                        ASSERT_TRUE(within_bound(want, run.row(r)));
+                        ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+                    }
                 }
             }
         }
@@ -93,7 +103,7 @@ TEST_P(ColdAttention, ScoresAreAddedWhereAsked) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const int dim : {40, 80, 128}) {
             const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
-            EncodedPage exact(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+            EncodedPage exact(format, KvRole::key, dim, make_rows(key_data(format).back(), dim, rng));
             exact.make_integer_only();
             for (const float sigma : {1.0f, 100.0f}) {
                 for (const int n_rows : row_counts(kernels())) {
@@ -199,7 +209,7 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
         const kernels::FormatKernels& scalar = scalar_kernels().formats[index++];
         for (const int dim : kHeadDims) {
             SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim));
-            const auto rows = make_rows(RowData::gaussian, dim, rng);
+            const auto rows = make_rows(key_data(format).back(), dim, rng);
             EncodedPage keys(format, KvRole::key, dim, rows), values(format, KvRole::value, dim, rows);
             keys.make_integer_only();
             values.make_integer_only();

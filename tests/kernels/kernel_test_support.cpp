@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "mixed_kv/fp16.h"
@@ -44,6 +45,8 @@ std::string to_string(RowData kind) {
             return "tiny";
         case RowData::huge:
             return "huge";
+        case RowData::graded:
+            return "graded";
     }
     return "?";
 }
@@ -71,6 +74,12 @@ std::vector<std::uint16_t> make_rows(RowData kind, int head_dim, std::mt19937& r
             case RowData::huge:
                 x = channel % 37 == 0 ? 65504.0f * uniform(rng) : x;
                 break;
+            case RowData::graded: {
+                const int n_quads = head_dim / 4;
+                x *= std::exp2(-4.0f * static_cast<float>(channel / 4 * 7 % n_quads) /
+                               static_cast<float>(n_quads));
+                break;
+            }
         }
         rows[i] = fp32_to_fp16(x);
     }
@@ -112,47 +121,88 @@ EncodedPage::EncodedPage(const ColdFormat& f, KvRole r, int dim, const std::vect
     }
 }
 
-void EncodedPage::make_integer_only() {
-    const formats::BlockLayout l = formats::block_layout(role == KvRole::key, format->code_bits, head_dim);
-    const auto put = [this](std::size_t at, float value) {
+namespace {
+
+// Scale (of 0: none stored) and offset of index i of a uniform block or tier.
+void put_parameters(std::byte* block, const formats::BlockLayout& l, int i, float scale, float offset) {
+    const auto put = [block](std::size_t at, float value) {
         const std::uint16_t bits = fp32_to_fp16(value);
-        std::memcpy(block.data() + at, &bits, sizeof bits);
+        std::memcpy(block + at, &bits, sizeof bits);
     };
-    if (role == KvRole::key) {
-        for (int c = 0; c < head_dim; ++c) {
-            const float scale = std::ldexp(1.0f, -(c * 5 % 4));
-            put(std::size_t(c) * 2, scale);
-            put(l.offsets + std::size_t(c) * 2,
-                -scale * static_cast<float>(formats::code_centre(format->code_bits)));
+    if (i < l.n_scales) {
+        if (l.scale_form == formats::ScaleForm::byte) {
+            block[i] = std::byte(formats::scale_to_byte(fp32_to_fp16(scale)));
+        } else {
+            put(std::size_t(i) * 2, scale);
         }
+    }
+    if (i < l.n_offsets) put(l.offsets + std::size_t(i) * 2, offset);
+}
+
+void make_key_integer_only(std::byte* block, const formats::BlockLayout& l, int width, int n_channels) {
+    for (int c = 0; c < n_channels; ++c) {
+        const float scale = std::ldexp(1.0f, -(c * 5 % 4));
+        put_parameters(block, l, c, scale,
+                       width == 0 ? 0.0f : -scale * static_cast<float>(formats::code_centre(width)));
+    }
+}
+
+}  // namespace
+
+void EncodedPage::make_integer_only() {
+    const int bits = format->code_bits;
+    if (formats::is_tiered(role == KvRole::key, bits, head_dim)) {
+        const formats::KeyTiers tiers = formats::read_key_tiers(block.data(), head_dim);
+        for (const formats::KeyTier& tier : std::span(tiers.tier, std::size_t(tiers.n_tiers))) {
+            make_key_integer_only(block.data() + tier.offset,
+                                  formats::block_layout_of_tier(tier.width, tier.n_channels), tier.width,
+                                  tier.n_channels);
+        }
+        return;
+    }
+    const formats::BlockLayout l = formats::block_layout(role == KvRole::key, bits, head_dim);
+    if (role == KvRole::key) {
+        make_key_integer_only(block.data(), l, bits, head_dim);
         return;
     }
     // A centred value code is half a step above the mean: equal scales let means of minus half a step undo
     // it.
-    for (int t = 0; t < kPageTokens; ++t) put(std::size_t(t) * 2, 0.25f);
-    for (int c = 0; c < head_dim; ++c) {
-        put(l.offsets + std::size_t(c) * 2, -0.25f * formats::kCentreAboveMiddle);
+    for (int i = 0; i < std::max(l.n_scales, head_dim); ++i) {
+        put_parameters(block.data(), l, i, 0.25f, -0.25f * formats::kCentreAboveMiddle);
     }
+}
+
+QuerySteps query_steps(const EncodedPage& page, const float* q) {
+    const formats::BlockReader reader = page.reader();
+    std::map<int, double> largest;
+    std::map<int, int> n_channels;
+    for (int c = 0; c < page.head_dim; ++c) {
+        double& of_width = largest[reader.width(c)];
+        of_width = std::max(of_width, std::abs(double(q[c]) * reader.scale(0, c)));
+        ++n_channels[reader.width(c)];
+    }
+    QuerySteps steps;
+    for (const auto& [width, value] : largest) {
+        steps[width] = width == 0 ? 0.0 : value / formats::q16_limit(width, n_channels[width]);
+    }
+    return steps;
 }
 
 Reference reference_qk(const EncodedPage& page, const float* q) {
     const formats::BlockReader reader = page.reader();
     const int dim = page.head_dim;
-    const int centre = formats::code_centre(page.format->code_bits);
-    double largest = 0;
-    for (int c = 0; c < dim; ++c) {
-        largest = std::max(largest, std::abs(double(q[c]) * reader.scale(0, c)));
-    }
-    const double step = largest / formats::q16_limit(page.format->code_bits, dim);
+    const QuerySteps steps = query_steps(page, q);
+    const auto n_sums = steps.size() > 1 ? double(steps.size()) : 0.0;  // in float, of tiers
     Reference want;
     for (int t = 0; t < kPageTokens; ++t) {
         double value = 0, bound = 1e-30;
         for (int c = 0; c < dim; ++c) {
             const double scale = reader.scale(t, c), zero = reader.offset(t, c);
+            const int width = reader.width(c), centre = width == 0 ? 0 : formats::code_centre(width);
             value += double(q[c]) * (scale * reader.code(t, c) + zero);
-            bound +=
-                std::abs(reader.code(t, c) - centre) * (0.5 * step + 6 * kRounding * std::abs(q[c] * scale));
-            bound += (dim + 8) * kRounding * std::abs(q[c]) * (std::abs(zero) + centre * scale);
+            bound += std::abs(reader.code(t, c) - centre) *
+                     (0.5 * steps.at(width) + (6 + n_sums) * kRounding * std::abs(q[c] * scale));
+            bound += (dim + 8 + n_sums) * kRounding * std::abs(q[c]) * (std::abs(zero) + centre * scale);
         }
         want.value.push_back(value);
         want.bound.push_back(bound);

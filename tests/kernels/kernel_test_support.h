@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <random>
 #include <span>
 #include <string>
@@ -20,7 +21,8 @@ namespace mixed_kv::testing {
 
 inline constexpr int kHeadDims[] = {40, 64, 72, 80, 96, 128, 192, 256, 576};
 
-// Of query rows: what every set takes, and where a set takes more, blocks of whole and of broken tiles up to that.
+// Of query rows: what every set takes, and where a set takes more, blocks of whole and of broken tiles up to
+// that.
 std::vector<int> row_counts(const kernels::KernelSet& set);
 
 // n elements that end right before an inaccessible page and start as NaN patterns. Aligned to 64 bytes if the
@@ -60,11 +62,14 @@ enum class RowData {
     gaussian,
     outlier_channels,  // every seventh channel 30 times larger and shifted
     constant,
-    tiny,  // around the smallest binary16 subnormals
-    huge,  // up to 65504 in magnitude
+    tiny,    // around the smallest binary16 subnormals
+    huge,    // up to 65504 in magnitude
+    graded,  // deviations from 1 to 1/16, alike within four channels, neighbouring fours unlike: all widths
+             // of a tiered block
 };
-inline constexpr RowData kAllRowData[] = {RowData::gaussian, RowData::outlier_channels, RowData::constant,
-                                          RowData::tiny, RowData::huge};
+inline constexpr RowData kAllRowData[] = {RowData::gaussian, RowData::outlier_channels,
+                                          RowData::constant, RowData::tiny,
+                                          RowData::huge,     RowData::graded};
 std::string to_string(RowData kind);
 
 // fp16 [64][head_dim].
@@ -96,8 +101,14 @@ struct Reference {
     std::vector<double> value, bound;
 };
 
+// What one unit of the integers that a query row is rounded to is worth, by the width of the channels: those
+// of one width, all of a uniform block, are rounded together.
+using QuerySteps = std::map<int, double>;
+QuerySteps query_steps(const EncodedPage& page, const float* q);
+
 // sum_c q[c] * K[t][c] over a cold page. Bound: q * scale is rounded to multiples of step = max|q * scale| /
 // limit (half a step per centred code), four float roundings per product, and the float sum of the constant.
+// In a tiered block steps and limits are those of a tier, whose sums are added up in float.
 Reference reference_qk(const EncodedPage& page, const float* q);
 // o[c] + sum_t p[t] * V[t][c], alike.
 Reference reference_pv(const EncodedPage& page, const float* p, const float* o);

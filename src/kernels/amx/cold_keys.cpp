@@ -3,9 +3,11 @@
 #include "formats/format_list.h"
 #include "kernels/amx/amx.h"
 #include "kernels/amx/integers.h"
+#include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/codes.h"
 #include "kernels/avx512/sums.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::amx {
 namespace {
@@ -41,10 +43,10 @@ inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, c
     }
 }
 
+// Over a block of that layout.
 template <int kBits>
-void qk_cold(const QkArgs& a) noexcept {
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = formats::round_up(a.keys.head_dim, 16);
-    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const int limit = formats::q16_limit(kBits, a.keys.head_dim);
     const __m512 noise = _mm512_set1_ps(formats::score_noise(kBits, a.keys.head_dim)),
                  allowed = _mm512_set1_ps(formats::kScoreNoiseAllowed);
@@ -67,6 +69,21 @@ void qk_cold(const QkArgs& a) noexcept {
             multiply(s.rest, n_steps, s.codes, 4 * kPage, kPage / 16, s);
             write_scores(a, s, s.rest, nullptr, r, n, true);
         }
+    }
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, avx2::fp16_to_fp32};
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits>(a, formats::block_layout(true, kBits, a.keys.head_dim));
     }
 }
 

@@ -1,10 +1,12 @@
 // qk over cold pages with the integer scheme of src/kernels/scalar/cold.cpp.
 
 #include "formats/format_list.h"
+#include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/codes.h"
 #include "kernels/avx512/fold.h"
 #include "kernels/avx512/sums.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::avx512 {
 namespace {
@@ -63,10 +65,10 @@ inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
     }
 }
 
+// Over a block of that layout.
 template <int kBits>
-void qk_cold(const QkArgs& a) noexcept {
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = padded(a.keys.head_dim);
-    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
     Scratch s = make_scratch(a.scratch, length);
     const bool rest = fold<kBits, true>(a.keys.data, a.keys.next, l, a.q, a.q_stride, a.n_rows, length,
@@ -81,6 +83,21 @@ void qk_cold(const QkArgs& a) noexcept {
             qk_rows<kBits, kRows>(a, l, s.rest, length, r, true, ahead);
         }
     });
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, avx2::fp16_to_fp32};
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits>(a, formats::block_layout(true, kBits, a.keys.head_dim));
+    }
 }
 
 }  // namespace
