@@ -253,6 +253,9 @@ constexpr std::uint16_t byte_scale(std::uint16_t scale) {
 constexpr std::uint8_t scale_to_byte(std::uint16_t scale) { return static_cast<std::uint8_t>(scale >> 7); }
 constexpr std::uint16_t scale_from_byte(std::uint8_t byte) { return static_cast<std::uint16_t>(byte << 7); }
 
+// A range that grows to the next scale may begin below binary16's numbers: its zero point does not.
+constexpr float kLowestZero = -65504.0f;
+
 // Wide codes lose more by clipping than they win by finer steps. So do keys: the ends of a channel's range
 // are what attention looks for (docs/adr/0010-keys-are-hardly-clipped.md). Keys of all widths inside a narrow
 // block try the same three factors.

@@ -7,6 +7,7 @@
 
 #include "formats/codec.h"
 #include "formats/format_list.h"
+#include "formats/key_tiers.h"
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
 
@@ -14,6 +15,7 @@ namespace mixed_kv::kernels::avx2 {
 namespace {
 
 using formats::BlockLayout;
+using formats::ScaleForm;
 
 // Largest magnitude bits (binary16 without sign) of the counted rows; 0x7c00 and above: not finite.
 inline std::uint16_t largest_magnitude(const EncodeArgs& a) noexcept {
@@ -61,6 +63,11 @@ inline __m128i coarse_scale(__m128i scale16) noexcept {
     return _mm_blendv_epi8(scale16, up, _mm_cmpgt_epi16(scale16, _mm_set1_epi16(0x03ff)));
 }
 
+// formats::byte_scale() of eight.
+inline __m128i byte_scale(__m128i scale16) noexcept {
+    return _mm_andnot_si128(_mm_set1_epi16(127), _mm_add_epi16(scale16, _mm_set1_epi16(127)));
+}
+
 // The position on the scale of codes.
 inline __m256 position(__m256 x, const Affine8& a) noexcept {
     return _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(x, a.zero), a.inverse), a.shift);
@@ -97,11 +104,30 @@ inline void candidate_errors(const float* x, const std::uint8_t* index, int n, _
     }
 }
 
+// candidate_of() of the scalar codec for eight lanes.
+template <int kBits, bool kSymmetric, ScaleForm kForm>
+inline Affine8 candidate_of(__m256 middle, __m256 reach) noexcept {
+    constexpr float kMaxCode = static_cast<float>((1 << kBits) - 1);
+    constexpr float kShift = kSymmetric ? formats::middle_code(kBits) : 0.0f;
+    const __m128i scale16 = to_halves(_mm256_mul_ps(reach, _mm256_set1_ps(2.0f / kMaxCode)));
+    if constexpr (kSymmetric) {
+        return make_affine(kForm == ScaleForm::byte ? byte_scale(scale16) : coarse_scale(scale16),
+                           _mm_setzero_si128(), kShift);
+    } else if constexpr (kForm == ScaleForm::half) {
+        return make_affine(scale16, to_halves(_mm256_sub_ps(middle, reach)), kShift);
+    } else {
+        const __m128i rounded = byte_scale(scale16);
+        const __m256 below = _mm256_mul_ps(_mm256_cvtph_ps(rounded), _mm256_set1_ps(kMaxCode * 0.5f));
+        const __m256 zero = _mm256_max_ps(_mm256_sub_ps(middle, below), _mm256_set1_ps(formats::kLowestZero));
+        return make_affine(rounded, to_halves(zero), kShift);
+    }
+}
+
 // choose_affine() of the scalar codec for eight lanes of x[i][8]; index lists the n values to use, nullptr:
 // all.
-template <int kBits, bool kSymmetric>
+template <int kBits, bool kSymmetric, ScaleForm kForm>
 inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) noexcept {
-    constexpr formats::ClipFactors clips = formats::clip_factors(!kSymmetric, kBits);
+    constexpr formats::ClipFactors clips = formats::clip_factors(!kSymmetric, kBits, kForm);
     constexpr float kShift = kSymmetric ? formats::middle_code(kBits) : 0.0f;
     const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
     if (n == 0) {
@@ -122,21 +148,16 @@ inline Affine8 choose_affine(const float* x, const std::uint8_t* index, int n) n
     const __m256 lo_half = _mm256_mul_ps(lo, one_half), hi_half = _mm256_mul_ps(hi, one_half);
     const __m256 middle = _mm256_add_ps(lo_half, hi_half);
     const __m256 half = _mm256_sub_ps(hi_half, lo_half);
-    constexpr float kMaxCode = static_cast<float>((1 << kBits) - 1);
-    const __m256 max_code = _mm256_set1_ps(kMaxCode), per_code = _mm256_set1_ps(2.0f / kMaxCode);
-
     Affine8 candidates[clips.count];
     for (int k = 0; k < clips.count; ++k) {
-        const __m256 reach = _mm256_mul_ps(half, _mm256_set1_ps(clips.factor[k]));
-        const __m128i scale16 = to_halves(_mm256_mul_ps(reach, per_code));
-        candidates[k] =
-            make_affine(kSymmetric ? coarse_scale(scale16) : scale16,
-                        kSymmetric ? _mm_setzero_si128() : to_halves(_mm256_sub_ps(middle, reach)), kShift);
+        candidates[k] = candidate_of<kBits, kSymmetric, kForm>(
+            middle, _mm256_mul_ps(half, _mm256_set1_ps(clips.factor[k])));
     }
     if constexpr (clips.count == 1) {
         return candidates[0];
     } else {
         static_assert(clips.count % 3 == 0);
+        const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
         __m256 errors[clips.count];
         for (int k = 0; k < clips.count; k += 3) {
             candidate_errors<3>(x, index, n, max_code, candidates + k, errors + k);
@@ -371,37 +392,134 @@ inline void subtract_means(const EncodeArgs& a, int token, const std::uint16_t* 
     }
 }
 
+// Eight scales from index `first` on.
+template <ScaleForm kForm>
+inline void store_scales(std::byte* block, int first, __m128i scale16) noexcept {
+    if constexpr (kForm == ScaleForm::byte) {
+        const __m128i bytes = _mm_packus_epi16(_mm_srli_epi16(scale16, 7), _mm_setzero_si128());
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(block + first), bytes);
+    } else {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(block + std::size_t(first) * 2), scale16);
+    }
+}
+
+inline __m256 load_quads(const std::uint16_t* first, const std::uint16_t* second) noexcept {
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(first)),
+                                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second))));
+}
+
+// Tokens that take part in choosing scales; list: null for all of them.
+struct Counted {
+    int n = 0;
+    std::uint8_t index[kPage];
+    const std::uint8_t* list() const noexcept { return n == kPage ? nullptr : index; }
+};
+
+inline void list_counted(std::uint64_t counted, Counted& tokens) noexcept {
+    for (int t = 0; t < kPage; ++t) {
+        tokens.index[tokens.n] = static_cast<std::uint8_t>(t);
+        tokens.n += static_cast<int>(counted >> t & 1);
+    }
+}
+
+// encode_channels() of the scalar codec.
+template <int kBits, ScaleForm kForm>
+inline void encode_channels(const EncodeArgs& a, const Counted& tokens, const BlockLayout& l,
+                            const std::uint8_t* order, int n_channels, std::byte* block) noexcept {
+    const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
+    for (int c = 0; c < n_channels; c += 8) {
+        const int n = n_channels - c < 8 ? n_channels - c : 8;
+        alignas(32) float x[kPage * 8];  // [token][8 channels]
+        if (order != nullptr) {          // tiers: multiples of 16 channels
+            const std::uint16_t* first = a.rows + order[c / 4] * 4;
+            const std::uint16_t* second = a.rows + order[c / 4 + 1] * 4;
+            for (int t = 0; t < kPage; ++t) {
+                _mm256_store_ps(x + t * 8, load_quads(first + t * a.row_stride, second + t * a.row_stride));
+            }
+        } else {
+            for (int t = 0; t < kPage; ++t) {
+                const std::uint16_t* row = a.rows + t * a.row_stride + c;
+                _mm256_store_ps(x + t * 8, n == 8 ? load_halves(row) : load_halves(row, n));
+            }
+        }
+        const Affine8 affine = choose_affine<kBits, false, kForm>(x, tokens.list(), tokens.n);
+        store_scales<kForm>(block, c, affine.scale16);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(block + l.offsets + std::size_t(c) * 2), affine.zero16);
+        alignas(32) std::uint8_t codes[2 * kPage * 4];
+        make_codes(x, kPage, affine, max_code, codes);
+        store_key_group<kBits>(block, l, c / 4, codes);
+        if (n > 4) {
+            store_key_group<kBits>(block, l, c / 4 + 1, codes + kPage * 4);
+        }
+    }
+}
+
+// spread_of() of the scalar codec for every channel.
+inline void spreads(const EncodeArgs& a, const Counted& tokens, float* ranges, float* means) noexcept {
+    const __m256 share = _mm256_set1_ps(1.0f / static_cast<float>(tokens.n > 0 ? tokens.n : 1));
+    for (int c = 0; c < a.head_dim; c += 8) {
+        __m256 lo = _mm256_set1_ps(std::numeric_limits<float>::infinity());
+        __m256 hi = _mm256_xor_ps(lo, _mm256_set1_ps(-0.0f)), sum = _mm256_setzero_ps();
+        for (int i = 0; i < tokens.n; ++i) {
+            const __m256 v = load_halves(a.rows + tokens.index[i] * a.row_stride + c);
+            lo = _mm256_min_ps(v, lo);
+            hi = _mm256_max_ps(v, hi);
+            sum = _mm256_add_ps(sum, v);
+        }
+        const __m256 range = tokens.n > 0 ? _mm256_sub_ps(hi, lo) : _mm256_setzero_ps();
+        _mm256_storeu_ps(ranges + c, range);
+        _mm256_storeu_ps(means + c, _mm256_mul_ps(sum, share));
+    }
+}
+
+void encode_tiers(int code_bits, const EncodeArgs& a, const Counted& tokens) noexcept {
+    float ranges[kMaxHeadDim], means[kMaxHeadDim];
+    spreads(a, tokens, ranges, means);
+    formats::choose_key_tiers(code_bits, ranges, a.head_dim, a.block);
+    const formats::KeyTiers tiers = formats::read_key_tiers(a.block, a.head_dim);
+    for (int i = 0; i < tiers.n_tiers; ++i) {
+        const formats::KeyTier& tier = tiers.tier[i];
+        const std::uint8_t* order = tiers.order + tier.first / 4;
+        const BlockLayout l = formats::block_layout_of_tier(tier.width, tier.n_channels);
+        std::byte* data = a.block + tier.offset;
+        switch (tier.width) {
+            case 2:
+                encode_channels<2, ScaleForm::byte>(a, tokens, l, order, tier.n_channels, data);
+                break;
+            case 3:
+                encode_channels<3, ScaleForm::byte>(a, tokens, l, order, tier.n_channels, data);
+                break;
+            case 4:
+                encode_channels<4, ScaleForm::byte>(a, tokens, l, order, tier.n_channels, data);
+                break;
+            case 6:
+                encode_channels<6, ScaleForm::byte>(a, tokens, l, order, tier.n_channels, data);
+                break;
+            default:
+                for (int c = 0; c < tier.n_channels; c += 8) {
+                    const __m128 first = _mm_loadu_ps(means + order[c / 4] * 4);
+                    const __m128 second = _mm_loadu_ps(means + order[c / 4 + 1] * 4);
+                    _mm_storeu_si128(reinterpret_cast<__m128i*>(data + std::size_t(c) * 2),
+                                     to_halves(_mm256_set_m128(second, first)));
+                }
+        }
+    }
+}
+
 template <int kBits>
 bool encode_key(const EncodeArgs& a) noexcept {
     if (largest_magnitude(a) >= 0x7c00) {
         return false;
     }
-    const BlockLayout l = formats::block_layout(true, kBits, a.head_dim);
-    std::memset(a.block, 0, l.bytes);
-    std::uint8_t index[kPage];
-    int n_counted = 0;
-    for (int t = 0; t < kPage; ++t) {
-        index[n_counted] = static_cast<std::uint8_t>(t);
-        n_counted += static_cast<int>(a.counted >> t & 1);
-    }
-    const std::uint8_t* counted = n_counted == kPage ? nullptr : index;
-    const __m256 max_code = _mm256_set1_ps(static_cast<float>((1 << kBits) - 1));
-    for (int c = 0; c < a.head_dim; c += 8) {
-        const int n = a.head_dim - c < 8 ? a.head_dim - c : 8;
-        alignas(32) float x[kPage * 8];  // [token][8 channels]
-        for (int t = 0; t < kPage; ++t) {
-            const std::uint16_t* row = a.rows + t * a.row_stride + c;
-            _mm256_store_ps(x + t * 8, n == 8 ? load_halves(row) : load_halves(row, n));
-        }
-        const Affine8 affine = choose_affine<kBits, false>(x, counted, n_counted);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(c) * 2), affine.scale16);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + l.offsets + std::size_t(c) * 2), affine.zero16);
-        alignas(32) std::uint8_t codes[2 * kPage * 4];
-        make_codes(x, kPage, affine, max_code, codes);
-        store_key_group<kBits>(a.block, l, c / 4, codes);
-        if (n > 4) {
-            store_key_group<kBits>(a.block, l, c / 4 + 1, codes + kPage * 4);
-        }
+    std::memset(a.block, 0, formats::block_bytes(true, kBits, a.head_dim));
+    Counted tokens;
+    list_counted(a.counted, tokens);
+    if (formats::is_tiered(true, kBits, a.head_dim)) {
+        encode_tiers(kBits, a, tokens);
+    } else {
+        const BlockLayout l = formats::block_layout(true, kBits, a.head_dim);
+        encode_channels<kBits, formats::is_narrow(kBits) ? ScaleForm::byte : ScaleForm::half>(
+            a, tokens, l, nullptr, a.head_dim, a.block);
     }
     return true;
 }
@@ -434,8 +552,9 @@ bool encode_value(const EncodeArgs& a) noexcept {
         load_tokens(a, u * 8, x);
         rotate(x, a.head_dim, size);
         subtract_means(a, u * 8, means, x);
-        const Affine8 affine = choose_affine<kBits, true>(x, nullptr, a.head_dim);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(a.block + std::size_t(u) * 16), affine.scale16);
+        constexpr ScaleForm kForm = formats::is_narrow(kBits) ? ScaleForm::byte : ScaleForm::half;
+        const Affine8 affine = choose_affine<kBits, true, kForm>(x, nullptr, a.head_dim);
+        store_scales<kForm>(a.block, u * 8, affine.scale16);
         for (int c = a.head_dim; c < l.dim; ++c) {
             _mm256_store_ps(x + c * 8, _mm256_setzero_ps());
         }
