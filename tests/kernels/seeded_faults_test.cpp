@@ -66,15 +66,16 @@ TEST(SeededFaults, InScoresAreRejected) {
         const Reference want = reference_qk(page, q.data());
         const formats::BlockReader reader = page.reader();
         if (tiered) expect_faults_of_tiers_rejected(page, q, want);
-        int coded = 5;  // a channel with codes
+        int coded = 5, last = dim - 1;  // channels with codes
         while (reader.width(coded) == 0) ++coded;
+        while (reader.width(last) == 0) --last;
         expect_all_rejected(
             want, {{"last token dropped", [](auto& s) { s[63] = 0.0f; }},
                    {"one lane NaN", [](auto& s) { s[17] = std::nanf(""); }},
                    {"two tokens swapped", [](auto& s) { std::swap(s[8], s[24]); }},
                    {"last channel ignored",
                     [&](auto& s) {
-                        for (int t = 0; t < kPageTokens; ++t) s[t] -= q[dim - 1] * reader.value(t, dim - 1);
+                        for (int t = 0; t < kPageTokens; ++t) s[t] -= q[last] * reader.value(t, last);
                     }},
                    {"one code off by one", [&](auto& s) { s[40] += q[coded] * reader.scale(40, coded); }},
                    {"zero points ignored",
