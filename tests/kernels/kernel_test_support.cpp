@@ -38,6 +38,8 @@ std::string to_string(RowData kind) {
             return "gaussian";
         case RowData::outlier_channels:
             return "outlier_channels";
+        case RowData::graded:
+            return "graded";
         case RowData::constant:
             return "constant";
         case RowData::tiny:
@@ -60,6 +62,9 @@ std::vector<std::uint16_t> make_rows(RowData kind, int head_dim, std::mt19937& r
                 break;
             case RowData::outlier_channels:
                 x = channel % 7 == 0 ? 30.0f * x + 50.0f : x;
+                break;
+            case RowData::graded:
+                x *= std::exp2(static_cast<float>(channel * 29 % 64) / 8.0f - 4.0f);
                 break;
             case RowData::constant:
                 x = static_cast<float>(channel) - 3.5f;
@@ -112,26 +117,49 @@ EncodedPage::EncodedPage(const ColdFormat& f, KvRole r, int dim, const std::vect
     }
 }
 
-void EncodedPage::make_integer_only() {
-    const formats::BlockLayout l = formats::block_layout(role == KvRole::key, format->code_bits, head_dim);
-    const auto put = [this](std::size_t at, float value) {
-        const std::uint16_t bits = fp32_to_fp16(value);
-        std::memcpy(block.data() + at, &bits, sizeof bits);
-    };
-    if (role == KvRole::key) {
-        for (int c = 0; c < head_dim; ++c) {
-            const float scale = std::ldexp(1.0f, -(c * 5 % 4));
-            put(std::size_t(c) * 2, scale);
-            put(l.offsets + std::size_t(c) * 2,
-                -scale * static_cast<float>(formats::code_centre(format->code_bits)));
-        }
-        return;
+std::vector<EncodedPage::Part> EncodedPage::parts() const {
+    const bool is_key = role == KvRole::key;
+    if (!formats::is_tiered(is_key, format->code_bits, head_dim)) {
+        return {{format->code_bits, 0, head_dim, block.data(),
+                 formats::block_layout(is_key, format->code_bits, head_dim)}};
     }
-    // A centred value code is half a step above the mean: equal scales let means of minus half a step undo
-    // it.
-    for (int t = 0; t < kPageTokens; ++t) put(std::size_t(t) * 2, 0.25f);
-    for (int c = 0; c < head_dim; ++c) {
-        put(l.offsets + std::size_t(c) * 2, -0.25f * formats::kCentreAboveMiddle);
+    const formats::KeyTiers tiers = formats::read_key_tiers(block.data(), head_dim);
+    std::vector<Part> parts;
+    for (int i = 0; i < tiers.n_tiers; ++i) {
+        const formats::KeyTier& tier = tiers.tier[i];
+        parts.push_back({tier.width, tier.first, tier.n_channels, block.data() + tier.offset,
+                         formats::block_layout_of_tier(tier.width, tier.n_channels)});
+    }
+    return parts;
+}
+
+void EncodedPage::make_integer_only() {
+    for (const Part& part : parts()) {
+        const auto put_scale = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            if (part.layout.scale_form == formats::ScaleForm::byte) {
+                part.data[index] = std::byte(formats::scale_to_byte(bits));
+            } else {
+                std::memcpy(part.data + std::size_t(index) * 2, &bits, sizeof bits);
+            }
+        };
+        const auto put_offset = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            std::memcpy(part.data + part.layout.offsets + std::size_t(index) * 2, &bits, sizeof bits);
+        };
+        if (role == KvRole::key) {
+            for (int c = 0; c < part.n_channels; ++c) {
+                const float scale = std::ldexp(1.0f, -(c * 5 % 4));
+                if (part.width > 0) put_scale(c, scale);
+                put_offset(
+                    c, part.width > 0 ? -scale * static_cast<float>(formats::code_centre(part.width)) : 0.0f);
+            }
+            continue;
+        }
+        // A centred value code is half a step above the mean: equal scales let means of minus half a step
+        // undo it.
+        for (int t = 0; t < kPageTokens; ++t) put_scale(t, 0.25f);
+        for (int c = 0; c < head_dim; ++c) put_offset(c, -0.25f * formats::kCentreAboveMiddle);
     }
 }
 
