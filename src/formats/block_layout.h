@@ -258,10 +258,16 @@ constexpr float kLowestZero = -65504.0f;
 
 // Wide codes lose more by clipping than they win by finer steps. So do keys: the ends of a channel's range
 // are what attention looks for (docs/adr/0010-keys-are-hardly-clipped.md). Keys of all widths inside a narrow
-// block try the same three factors.
+// block try the same three factors. A byte scale may reach an eighth beyond the range, and then the outermost
+// of many codes are not used: the factors above 1 find the scale of such a channel again after it was
+// decoded.
 constexpr ClipFactors clip_factors(bool is_key, int bits, ScaleForm form) {
+    if (is_key && form == ScaleForm::half) {
+        return {1, {1.0f}};
+    }
     if (is_key) {
-        return form == ScaleForm::half ? ClipFactors{1, {1.0f}} : ClipFactors{3, {1.0f, 0.97f, 0.94f}};
+        return bits >= 4 ? ClipFactors{6, {1.0f, 0.97f, 0.94f, 1.04f, 1.08f, 1.125f}}
+                         : ClipFactors{3, {1.0f, 0.97f, 0.94f}};
     }
     switch (bits) {
         case 2:

@@ -39,14 +39,14 @@ std::string to_string(RowData kind) {
             return "gaussian";
         case RowData::outlier_channels:
             return "outlier_channels";
+        case RowData::graded:
+            return "graded";
         case RowData::constant:
             return "constant";
         case RowData::tiny:
             return "tiny";
         case RowData::huge:
             return "huge";
-        case RowData::graded:
-            return "graded";
     }
     return "?";
 }
@@ -64,6 +64,9 @@ std::vector<std::uint16_t> make_rows(RowData kind, int head_dim, std::mt19937& r
             case RowData::outlier_channels:
                 x = channel % 7 == 0 ? 30.0f * x + 50.0f : x;
                 break;
+            case RowData::graded:
+                x *= std::exp2(static_cast<float>(channel * 29 % 64) / 8.0f - 4.0f);
+                break;
             case RowData::constant:
                 x = static_cast<float>(channel) - 3.5f;
                 break;
@@ -74,12 +77,6 @@ std::vector<std::uint16_t> make_rows(RowData kind, int head_dim, std::mt19937& r
             case RowData::huge:
                 x = channel % 37 == 0 ? 65504.0f * uniform(rng) : x;
                 break;
-            case RowData::graded: {
-                const int n_quads = head_dim / 4;
-                x *= std::exp2(-4.0f * static_cast<float>(channel / 4 * 7 % n_quads) /
-                               static_cast<float>(n_quads));
-                break;
-            }
         }
         rows[i] = fp32_to_fp16(x);
     }
@@ -121,54 +118,49 @@ EncodedPage::EncodedPage(const ColdFormat& f, KvRole r, int dim, const std::vect
     }
 }
 
-namespace {
-
-// Scale (of 0: none stored) and offset of index i of a uniform block or tier.
-void put_parameters(std::byte* block, const formats::BlockLayout& l, int i, float scale, float offset) {
-    const auto put = [block](std::size_t at, float value) {
-        const std::uint16_t bits = fp32_to_fp16(value);
-        std::memcpy(block + at, &bits, sizeof bits);
-    };
-    if (i < l.n_scales) {
-        if (l.scale_form == formats::ScaleForm::byte) {
-            block[i] = std::byte(formats::scale_to_byte(fp32_to_fp16(scale)));
-        } else {
-            put(std::size_t(i) * 2, scale);
-        }
+std::vector<EncodedPage::Part> EncodedPage::parts() const {
+    const bool is_key = role == KvRole::key;
+    if (!formats::is_tiered(is_key, format->code_bits, head_dim)) {
+        return {{format->code_bits, 0, head_dim, block.data(),
+                 formats::block_layout(is_key, format->code_bits, head_dim)}};
     }
-    if (i < l.n_offsets) put(l.offsets + std::size_t(i) * 2, offset);
-}
-
-void make_key_integer_only(std::byte* block, const formats::BlockLayout& l, int width, int n_channels) {
-    for (int c = 0; c < n_channels; ++c) {
-        const float scale = std::ldexp(1.0f, -(c * 5 % 4));
-        put_parameters(block, l, c, scale,
-                       width == 0 ? 0.0f : -scale * static_cast<float>(formats::code_centre(width)));
+    const formats::KeyTiers tiers = formats::read_key_tiers(block.data(), head_dim);
+    std::vector<Part> parts;
+    for (int i = 0; i < tiers.n_tiers; ++i) {
+        const formats::KeyTier& tier = tiers.tier[i];
+        parts.push_back({tier.width, tier.first, tier.n_channels, block.data() + tier.offset,
+                         formats::block_layout_of_tier(tier.width, tier.n_channels)});
     }
+    return parts;
 }
-
-}  // namespace
 
 void EncodedPage::make_integer_only() {
-    const int bits = format->code_bits;
-    if (formats::is_tiered(role == KvRole::key, bits, head_dim)) {
-        const formats::KeyTiers tiers = formats::read_key_tiers(block.data(), head_dim);
-        for (const formats::KeyTier& tier : std::span(tiers.tier, std::size_t(tiers.n_tiers))) {
-            make_key_integer_only(block.data() + tier.offset,
-                                  formats::block_layout_of_tier(tier.width, tier.n_channels), tier.width,
-                                  tier.n_channels);
+    for (const Part& part : parts()) {
+        const auto put_scale = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            if (part.layout.scale_form == formats::ScaleForm::byte) {
+                part.data[index] = std::byte(formats::scale_to_byte(bits));
+            } else {
+                std::memcpy(part.data + std::size_t(index) * 2, &bits, sizeof bits);
+            }
+        };
+        const auto put_offset = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            std::memcpy(part.data + part.layout.offsets + std::size_t(index) * 2, &bits, sizeof bits);
+        };
+        if (role == KvRole::key) {
+            for (int c = 0; c < part.n_channels; ++c) {
+                const float scale = std::ldexp(1.0f, -(c * 5 % 4));
+                if (part.width > 0) put_scale(c, scale);
+                put_offset(
+                    c, part.width > 0 ? -scale * static_cast<float>(formats::code_centre(part.width)) : 0.0f);
+            }
+            continue;
         }
-        return;
-    }
-    const formats::BlockLayout l = formats::block_layout(role == KvRole::key, bits, head_dim);
-    if (role == KvRole::key) {
-        make_key_integer_only(block.data(), l, bits, head_dim);
-        return;
-    }
-    // A centred value code is half a step above the mean: equal scales let means of minus half a step undo
-    // it.
-    for (int i = 0; i < std::max(l.n_scales, head_dim); ++i) {
-        put_parameters(block.data(), l, i, 0.25f, -0.25f * formats::kCentreAboveMiddle);
+        // A centred value code is half a step above the mean: equal scales let means of minus half a step
+        // undo it.
+        for (int t = 0; t < kPageTokens; ++t) put_scale(t, 0.25f);
+        for (int c = 0; c < head_dim; ++c) put_offset(c, -0.25f * formats::kCentreAboveMiddle);
     }
 }
 

@@ -61,15 +61,14 @@ class Guarded {
 enum class RowData {
     gaussian,
     outlier_channels,  // every seventh channel 30 times larger and shifted
+    graded,            // every channel has a magnitude of its own, from 1/16 to 16: all widths of tiered keys
     constant,
-    tiny,    // around the smallest binary16 subnormals
-    huge,    // up to 65504 in magnitude
-    graded,  // deviations from 1 to 1/16, alike within four channels, neighbouring fours unlike: all widths
-             // of a tiered block
+    tiny,  // around the smallest binary16 subnormals
+    huge,  // up to 65504 in magnitude
 };
 inline constexpr RowData kAllRowData[] = {RowData::gaussian, RowData::outlier_channels,
-                                          RowData::constant, RowData::tiny,
-                                          RowData::huge,     RowData::graded};
+                                          RowData::graded,   RowData::constant,
+                                          RowData::tiny,     RowData::huge};
 std::string to_string(RowData kind);
 
 // fp16 [64][head_dim].
@@ -91,6 +90,13 @@ struct EncodedPage {
                 std::uint64_t counted = ~std::uint64_t{0});
     formats::BlockReader reader() const { return {format->code_bits, role, head_dim, block.data()}; }
     kernels::PageData page() const { return {block.data(), 0, kPageTokens, head_dim}; }
+    // Codes of one width and their parameters: the whole block, or a tier of it.
+    struct Part {
+        int width, first, n_channels;  // the channels' places
+        std::byte* data;
+        formats::BlockLayout layout;
+    };
+    std::vector<Part> parts() const;
     // Makes every scale a power of two and every zero point -centre * scale, so that a kernel's result is its
     // integer sum times one float: equal integers give equal floats.
     void make_integer_only();
