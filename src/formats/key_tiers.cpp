@@ -23,8 +23,8 @@ constexpr float gain(int step) {
 constexpr int kSteps = kMaxTiers - 1;
 constexpr float kGain[kSteps] = {gain(0), gain(1), gain(2), gain(3)};
 
-// The squared error weighs with the squared range, and once more with the range: what attention looks for lies in
-// the wide channels. Powers 2 and 3 were compared (docs/adr/0014-bits-by-channel.md).
+// The squared error weighs with the squared range, and once more with the range: what attention looks for
+// lies in the wide channels. Powers 2 and 3 were compared (docs/adr/0014-bits-by-channel.md).
 float importance(const float* ranges) noexcept {
     float cube[4];
     for (int i = 0; i < 4; ++i) {
