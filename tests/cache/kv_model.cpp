@@ -7,7 +7,7 @@
 #include <set>
 #include <tuple>
 
-#include "formats/block_layout.h"
+#include "formats/codec.h"
 #include "kernels/contract.h"
 
 namespace mixed_kv::test {
