@@ -143,26 +143,59 @@ def hadamard(size):
     return matrix / np.sqrt(size)
 
 
-def decode_block(block, bits, is_key, head_dim, rotation):
-    """One KV head's page: uint8 [block_bytes] to float64 [64][head_dim]."""
-    n_offsets = round_up(head_dim, 16)
+def decode_uniform(block, bits, is_key, n_channels, byte_scales, alignment):
+    """Codes of one width: the values as stored, float64 [64][n_channels], and the bytes of the block they take."""
+    n_offsets = round_up(n_channels, 16)
     n_scales = n_offsets if is_key else PAGE
-    dim = round_up(head_dim, 4 if is_key else 16)
-    params = block[: 2 * (n_scales + n_offsets)].view(np.float16).astype(np.float64)
-    scale, offset = params[:n_scales], params[n_scales:]
+    dim = round_up(n_channels, 4 if is_key else 16)
+    at = n_scales if byte_scales else 2 * n_scales
+    if byte_scales:  # the upper 8 of a float16's 15 bits behind the sign
+        scale = (block[:n_scales].astype(np.uint16) << 7).view(np.float16)
+    else:
+        scale = block[:at].view(np.float16)
+    scale = scale.astype(np.float64)
+    offset = block[at : at + 2 * n_offsets].copy().view(np.float16).astype(np.float64)
     code = np.zeros((PAGE, dim), np.int64)
-    at, low_bits = round_up(2 * (n_scales + n_offsets), 64), 0
+    at, low_bits = round_up(at + 2 * n_offsets, alignment), 0
     for width in (8, 4, 2, 1):
         if bits & width:
             byte, shift = plane_places(width, is_key, dim)
             code += ((block[at + byte].astype(np.int64) >> shift) & (2**width - 1)) << low_bits
-            at += round_up(PAGE * dim * width // 8, 64)
+            at += round_up(PAGE * dim * width // 8, alignment)
             low_bits += width
     if is_key:  # a scale and zero point per channel
-        return code[:, :head_dim] * scale[:head_dim] + offset[:head_dim]
-    # A scale per token and a mean per channel, rotated along head_dim; codes are symmetric about the mean.
-    rows = ((code - (2**bits - 1) / 2) * scale[:, None] + offset)[:, :head_dim]
-    if rotation > 1:
+        values = code[:, :n_channels] * scale[:n_channels] + offset[:n_channels]
+    else:  # a scale per token and a mean per channel; codes are symmetric about the mean
+        values = ((code - (2**bits - 1) / 2) * scale[:, None] + offset)[:, :n_channels]
+    return values, at
+
+
+def decode_tiers(block, head_dim):
+    """Keys in 3 or 2 bits: every slot of 16 channels has a width of its own."""
+    n_quads, n_slots = head_dim // 4, head_dim // 16
+    order, widths = block[:n_quads].astype(np.int64), block[n_quads : n_quads + n_slots]
+    channels = (4 * order[:, None] + np.arange(4)).ravel()  # the channel at each place
+    rows = np.zeros((PAGE, head_dim))
+    at, first = round_up(n_quads + n_slots, 16), 0
+    for width in (6, 4, 3, 2, 0):
+        n = 16 * int(np.count_nonzero(widths == width))
+        if n == 0:
+            continue
+        if width:
+            values, used = decode_uniform(block[at:], width, True, n, True, 16)
+        else:
+            values, used = block[at : at + 2 * n].copy().view(np.float16).astype(np.float64), 2 * n
+        rows[:, channels[first : first + n]] = values
+        at, first = at + used, first + n
+    return rows
+
+
+def decode_block(block, bits, is_key, head_dim, rotation):
+    """One KV head's page: uint8 [block_bytes] to float64 [64][head_dim]."""
+    if is_key and bits <= 3 and head_dim % 16 == 0:
+        return decode_tiers(block, head_dim)
+    rows, _ = decode_uniform(block, bits, is_key, head_dim, bits <= 3, 64)
+    if not is_key and rotation > 1:  # along head_dim
         rows = (rows.reshape(PAGE, -1, rotation) @ hadamard(rotation)).reshape(PAGE, head_dim)
     return rows
 

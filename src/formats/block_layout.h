@@ -3,15 +3,27 @@
 #include <cstddef>
 #include <cstdint>
 
-// Where everything lies in one KV head's encoded page (docs/data-layout.md has the pictures):
+// Where everything lies in one KV head's encoded page (docs/data-layout.md has the pictures). A uniform
+// block:
 //
-//   [scale fp16]    one per channel (key, padded to 16) or per token (value)
+//   [scales]        one per channel (key, padded to 16) or per token (value): binary16, or a byte if narrow
 //   [offset fp16]   one per channel, padded to 16: zero point (key), mean less the codes' mean (value)
 //   [codes]         planes of 8, 4, 2 and 1 bits that add up to the code width
 //
-// Every section starts at a multiple of 64 bytes. Included by files compiled for different instruction sets:
-// types are plain data and functions have internal linkage, so that no compiled copy is shared between them.
+// Every plane starts at a multiple of 64 bytes. A tiered block, a narrow key of 16, 32, ... channels, gives
+// every slot of 16 channels a width of its own:
+//
+//   [order uint8]   the quad of channels (4g .. 4g + 3) stored at each place, head_dim / 4
+//   [width uint8]   of each slot of four places, widest first, head_dim / 16
+//   [tiers]         at multiples of 16 bytes: a uniform block for each run of slots of equal width
+//
+// Included by files compiled for different instruction sets: types are plain data and functions have internal
+// linkage, so that no compiled copy is shared between them.
 namespace mixed_kv::formats {
+
+// How a block stores its scales: as binary16, or as a byte b that stands for the binary16 number of bits b <<
+// 7 (5 bits of exponent, 3 behind the leading one).
+enum class ScaleForm { half, byte };
 
 // The planes of a code: `bits` = 8 is one whole byte, anything else the sum of a nibble, a pair and a single
 // bit, low bits first.
@@ -21,11 +33,29 @@ struct CodePlanes {
 };
 
 struct BlockLayout {
+    ScaleForm scale_form;
     int n_scales, n_offsets;  // padding included
     int dim;                  // head_dim rounded up to what the code layout holds
     std::size_t offsets;      // this and the following in bytes; the scales are at 0
     std::size_t byte_plane, nibble_plane, pair_plane, single_plane;
     std::size_t bytes;  // of the whole block
+};
+
+// Slots of equal width in a tiered block: `n_channels` channels from place `first` on (in the stored order),
+// laid out by block_layout_of_tier(width, n_channels) `offset` bytes from the block's start.
+struct KeyTier {
+    int width;
+    int first, n_channels;
+    std::size_t offset;
+};
+
+constexpr int kMaxTiers = 5;
+
+struct KeyTiers {
+    const std::uint8_t* order;  // [head_dim / 4]
+    int n_tiers;
+    KeyTier tier[kMaxTiers];  // widest first
+    std::size_t bytes;        // of the block that are in use
 };
 
 // Where one code's bits lie in a plane.
@@ -50,14 +80,22 @@ constexpr CodePlanes code_planes(int bits) {
     return {bits == 8, (bits & 4) != 0, (bits & 2) != 0, (bits & 1) != 0, bits & 4, bits & 6};
 }
 
-constexpr BlockLayout block_layout(bool is_key, int bits, int head_dim) {
-    constexpr auto align = [](std::size_t n) { return (n + 63) / 64 * 64; };
+// Narrow formats have byte scales and, for keys, widths by channel (docs/adr/0014-bits-by-channel.md).
+constexpr bool is_narrow(int code_bits) { return code_bits <= 3; }
+constexpr bool is_tiered(bool is_key, int code_bits, int head_dim) {
+    return is_key && is_narrow(code_bits) && head_dim % 16 == 0;
+}
+
+constexpr BlockLayout uniform_layout(bool is_key, int bits, int head_dim, ScaleForm form,
+                                     std::size_t alignment) {
+    const auto align = [alignment](std::size_t n) { return (n + alignment - 1) / alignment * alignment; };
     const CodePlanes planes = code_planes(bits);
     BlockLayout l{};
+    l.scale_form = form;
     l.n_offsets = round_up(head_dim, 16);
     l.n_scales = is_key ? l.n_offsets : kPageRows;
     l.dim = round_up(head_dim, is_key ? 4 : 16);
-    l.offsets = std::size_t(l.n_scales) * 2;
+    l.offsets = std::size_t(l.n_scales) * (form == ScaleForm::byte ? 1 : 2);
     const std::size_t values = std::size_t(l.dim) * kPageRows;
     std::size_t at = align(l.offsets + std::size_t(l.n_offsets) * 2);
     l.byte_plane = at;
@@ -70,6 +108,66 @@ constexpr BlockLayout block_layout(bool is_key, int bits, int head_dim) {
     at += planes.single ? align(values / 8) : 0;
     l.bytes = at;
     return l;
+}
+
+// A whole block that is not tiered.
+constexpr BlockLayout block_layout(bool is_key, int bits, int head_dim) {
+    return uniform_layout(is_key, bits, head_dim, is_narrow(bits) ? ScaleForm::byte : ScaleForm::half, 64);
+}
+
+// A tier of a tiered key block. Width 0: zero points alone.
+constexpr BlockLayout block_layout_of_tier(int width, int n_channels) {
+    BlockLayout l = uniform_layout(true, width, n_channels, ScaleForm::byte, 16);
+    if (width == 0) {
+        l.n_scales = 0;
+        l.offsets = 0;
+        l.bytes = std::size_t(l.n_offsets) * 2;
+        l.byte_plane = l.nibble_plane = l.pair_plane = l.single_plane = l.bytes;
+    }
+    return l;
+}
+
+// Widths that a slot of 16 channels may have, and how many bits all slots of a block share: 2.75 and 2 a
+// channel.
+constexpr int kTierWidths[kMaxTiers] = {0, 2, 3, 4, 6};
+constexpr int width_budget(int code_bits, int head_dim) {
+    return head_dim / 16 * (code_bits == 3 ? 11 : 4 * code_bits) / 4;
+}
+
+// The order and the widths.
+constexpr std::size_t tier_header_bytes(int head_dim) {
+    return std::size_t(round_up(head_dim / 4 + head_dim / 16, 16));
+}
+
+// Bytes of a block; of a tiered one, all of which have the same size, if the budget is used up.
+constexpr std::size_t block_bytes(bool is_key, int bits, int head_dim) {
+    if (!is_tiered(is_key, bits, head_dim)) {
+        return block_layout(is_key, bits, head_dim).bytes;
+    }
+    const std::size_t parameters = std::size_t(head_dim) * 3;  // a byte and a binary16 number per channel
+    const std::size_t codes = std::size_t(width_budget(bits, head_dim)) * 16 * kPageRows / 8;
+    return (tier_header_bytes(head_dim) + parameters + codes + 63) / 64 * 64;
+}
+
+// From a block whose widths do not increase; of any other, no more than kMaxTiers tiers.
+inline KeyTiers read_key_tiers(const std::byte* block, int head_dim) {
+    KeyTiers tiers{};
+    tiers.order = reinterpret_cast<const std::uint8_t*>(block);
+    const std::uint8_t* widths = tiers.order + head_dim / 4;
+    const int n_slots = head_dim / 16;
+    std::size_t at = tier_header_bytes(head_dim);
+    for (int slot = 0; slot < n_slots && tiers.n_tiers < kMaxTiers;) {
+        int end = slot + 1;
+        while (end < n_slots && widths[end] == widths[slot]) {
+            ++end;
+        }
+        const int width = widths[slot];
+        tiers.tier[tiers.n_tiers++] = {width, slot * 16, (end - slot) * 16, at};
+        at += block_layout_of_tier(width, (end - slot) * 16).bytes;
+        slot = end;
+    }
+    tiers.bytes = at;
+    return tiers;
 }
 
 // Keys: [dim/4][64 tokens][4 channels] in every plane, except that
@@ -110,6 +208,9 @@ constexpr PlanePosition value_single(int dim, int token, int channel) {
     return {(std::size_t(token / 4) * (dim / 16) + channel / 16) * 8 + bit / 8, bit % 8};
 }
 
+// For tiered keys, `bits` and `length` or `head_dim` of the next two functions are the width and the channels
+// of one tier: its 16-bit query, step and second pass are its own.
+
 // Largest magnitude of a query (or probability) rounded to an integer for the decode kernels. 127 * 256 + 127
 // splits into two balanced signed bytes; the other bound keeps sum_c |q16[c]| * 2^(bits-1) below 2^31.
 constexpr int q16_limit(int bits, int length) {
@@ -144,11 +245,29 @@ constexpr std::uint16_t coarse_scale(std::uint16_t scale) {
     return scale >= 0x0400 ? static_cast<std::uint16_t>((scale + 63) & ~63) : scale;
 }
 
+// The same for scales stored as a byte, 3 bits behind the leading one, subnormal numbers included. The result
+// is infinite beyond 61440.
+constexpr std::uint16_t byte_scale(std::uint16_t scale) {
+    return static_cast<std::uint16_t>((scale + 127) & ~127);
+}
+constexpr std::uint8_t scale_to_byte(std::uint16_t scale) { return static_cast<std::uint8_t>(scale >> 7); }
+constexpr std::uint16_t scale_from_byte(std::uint8_t byte) { return static_cast<std::uint16_t>(byte << 7); }
+
+// A range that grows to the next scale may begin below binary16's numbers: its zero point does not.
+constexpr float kLowestZero = -65504.0f;
+
 // Wide codes lose more by clipping than they win by finer steps. So do keys: the ends of a channel's range
-// are what attention looks for (docs/adr/0010-keys-are-hardly-clipped.md).
-constexpr ClipFactors clip_factors(bool is_key, int bits) {
+// are what attention looks for (docs/adr/0010-keys-are-hardly-clipped.md). Keys of all widths inside a narrow
+// block try the same three factors. A byte scale may reach an eighth beyond the range, and then the outermost
+// of many codes are not used: the factors above 1 find the scale of such a channel again after it was
+// decoded.
+constexpr ClipFactors clip_factors(bool is_key, int bits, ScaleForm form) {
+    if (is_key && form == ScaleForm::half) {
+        return {1, {1.0f}};
+    }
     if (is_key) {
-        return bits >= 4 ? ClipFactors{1, {1.0f}} : ClipFactors{3, {1.0f, 0.97f, 0.94f}};
+        return bits >= 4 ? ClipFactors{6, {1.0f, 0.97f, 0.94f, 1.04f, 1.08f, 1.125f}}
+                         : ClipFactors{3, {1.0f, 0.97f, 0.94f}};
     }
     switch (bits) {
         case 2:

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "formats/key_tiers.h"
 #include "mixed_kv/fp16.h"
 
 namespace mixed_kv::formats {
@@ -26,10 +27,25 @@ float quantize(float t, float max_code) noexcept {
 
 float inverse(float scale) noexcept { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
+// The scale and zero point, as stored, of a range of 2 * reach about `middle`. Keys with byte scales: the
+// range grows with the rounded scale, and its middle stays where it is, within binary16.
+Affine candidate_of(bool symmetric, ScaleForm form, float middle, float reach, float max_code) noexcept {
+    const fp16_t scale = fp32_to_fp16(reach * (2.0f / max_code));
+    if (symmetric) {
+        return {form == ScaleForm::byte ? byte_scale(scale) : coarse_scale(scale), 0};
+    }
+    if (form == ScaleForm::half) {
+        return {scale, fp32_to_fp16(middle - reach)};
+    }
+    const fp16_t rounded = byte_scale(scale);
+    const float zero = middle - fp16_to_fp32(rounded) * (max_code * 0.5f);
+    return {rounded, fp32_to_fp16(zero > kLowestZero ? zero : kLowestZero)};
+}
+
 // Scale and zero point for the n values x[i * stride] (those with bit i of `counted`; all for nullptr): the
 // candidate range with the smallest squared error, summed in index order. symmetric: ranges about 0, shift is
 // middle_code(bits); else the range of the values, shift is 0.
-Affine choose_affine(int bits, bool symmetric, const float* x, int n, std::ptrdiff_t stride,
+Affine choose_affine(int bits, bool symmetric, ScaleForm form, const float* x, int n, std::ptrdiff_t stride,
                      const std::uint64_t* counted) noexcept {
     const auto skips = [counted](int i) { return counted != nullptr && (*counted >> i & 1) == 0; };
     float lo = std::numeric_limits<float>::infinity();
@@ -53,16 +69,12 @@ Affine choose_affine(int bits, bool symmetric, const float* x, int n, std::ptrdi
     const float max_code = static_cast<float>((1 << bits) - 1);
     const float middle = lo * 0.5f + hi * 0.5f;
     const float half = hi * 0.5f - lo * 0.5f;
-    const float per_code = 2.0f / max_code;
-    const ClipFactors clips = clip_factors(!symmetric, bits);
+    const ClipFactors clips = clip_factors(!symmetric, bits, form);
 
     Affine best;
     float best_error = 0.0f;
     for (int k = 0; k < clips.count; ++k) {
-        const float reach = half * clips.factor[k];
-        const fp16_t rounded = fp32_to_fp16(reach * per_code);
-        const Affine candidate =
-            symmetric ? Affine{coarse_scale(rounded), 0} : Affine{rounded, fp32_to_fp16(middle - reach)};
+        const Affine candidate = candidate_of(symmetric, form, middle, half * clips.factor[k], max_code);
         const float scale = fp16_to_fp32(candidate.scale);
         const float zero = fp16_to_fp32(candidate.zero);
         const float inv = inverse(scale);
@@ -136,8 +148,16 @@ void put_value_code(std::byte* block, const BlockLayout& l, CodePlanes planes, i
     }
 }
 
-void put_param(std::byte* block, std::size_t offset, int index, fp16_t value) noexcept {
-    std::memcpy(block + offset + std::size_t(index) * sizeof value, &value, sizeof value);
+void put_offset(std::byte* block, const BlockLayout& l, int index, fp16_t value) noexcept {
+    std::memcpy(block + l.offsets + std::size_t(index) * sizeof value, &value, sizeof value);
+}
+
+void put_scale(std::byte* block, const BlockLayout& l, int index, fp16_t value) noexcept {
+    if (l.scale_form == ScaleForm::byte) {
+        block[index] = std::byte(scale_to_byte(value));
+    } else {
+        std::memcpy(block + std::size_t(index) * sizeof value, &value, sizeof value);
+    }
 }
 
 }  // namespace
@@ -234,26 +254,92 @@ int encode_one(float x, Affine a, float shift, float max_code) noexcept {
 
 }  // namespace
 
+namespace {
+
+void load_column(const kernels::EncodeArgs& args, int channel, float* column) noexcept {
+    for (int t = 0; t < kPageRows; ++t) {
+        column[t] = fp16_to_fp32(args.rows[t * args.row_stride + channel]);
+    }
+}
+
+// Scales, zero points and codes of channels laid out by l, to be zeroed before: place i holds channel i, or,
+// with an order of quads, channel 4 order[i / 4] + i % 4.
+void encode_channels(int bits, const kernels::EncodeArgs& args, const BlockLayout& l,
+                     const std::uint8_t* order, int n_channels, std::byte* block) noexcept {
+    const CodePlanes planes = code_planes(bits);
+    const float max_code = static_cast<float>((1 << bits) - 1);
+    for (int i = 0; i < n_channels; ++i) {
+        float column[kPageRows];
+        load_column(args, order == nullptr ? i : order[i / 4] * 4 + i % 4, column);
+        // Differences of finite binary16 numbers: scale and zero point always fit.
+        const Affine a = choose_affine(bits, false, l.scale_form, column, kPageRows, 1, &args.counted);
+        put_scale(block, l, i, a.scale);
+        put_offset(block, l, i, a.zero);
+        for (int t = 0; t < kPageRows; ++t) {
+            put_key_code(block, l, planes, t, i, encode_one(column[t], a, 0.0f, max_code));
+        }
+    }
+}
+
+// Range and mean of the counted rows; 0 if there are none.
+struct Spread {
+    float range, mean;
+};
+
+Spread spread_of(const float* column, std::uint64_t counted) noexcept {
+    float lo = std::numeric_limits<float>::infinity();
+    float hi = -lo, sum = 0.0f;
+    int n = 0;
+    for (int t = 0; t < kPageRows; ++t) {
+        if ((counted >> t & 1) == 0) {
+            continue;
+        }
+        lo = column[t] < lo ? column[t] : lo;
+        hi = column[t] > hi ? column[t] : hi;
+        sum += column[t];
+        ++n;
+    }
+    return n > 0 ? Spread{hi - lo, sum * (1.0f / static_cast<float>(n))} : Spread{};
+}
+
+void encode_tiers(int code_bits, const kernels::EncodeArgs& args) noexcept {
+    float ranges[kernels::kMaxHeadDim], means[kernels::kMaxHeadDim];
+    for (int c = 0; c < args.head_dim; ++c) {
+        float column[kPageRows];
+        load_column(args, c, column);
+        const Spread spread = spread_of(column, args.counted);
+        ranges[c] = spread.range;
+        means[c] = spread.mean;
+    }
+    choose_key_tiers(code_bits, ranges, args.head_dim, args.block);
+    const KeyTiers tiers = read_key_tiers(args.block, args.head_dim);
+    for (int i = 0; i < tiers.n_tiers; ++i) {
+        const KeyTier& tier = tiers.tier[i];
+        const std::uint8_t* order = tiers.order + tier.first / 4;
+        const BlockLayout l = block_layout_of_tier(tier.width, tier.n_channels);
+        std::byte* data = args.block + tier.offset;
+        if (tier.width > 0) {
+            encode_channels(tier.width, args, l, order, tier.n_channels, data);
+            continue;
+        }
+        for (int c = 0; c < tier.n_channels; ++c) {
+            put_offset(data, l, c, fp32_to_fp16(means[order[c / 4] * 4 + c % 4]));
+        }
+    }
+}
+
+}  // namespace
+
 bool encode_key(int code_bits, const kernels::EncodeArgs& args) noexcept {
     if (!counted_rows_are_finite(args)) {
         return false;
     }
-    const BlockLayout l = block_layout(true, code_bits, args.head_dim);
-    const CodePlanes planes = code_planes(code_bits);
-    const float max_code = static_cast<float>((1 << code_bits) - 1);
-    std::memset(args.block, 0, l.bytes);
-    for (int c = 0; c < args.head_dim; ++c) {
-        float column[kPageRows];
-        for (int t = 0; t < kPageRows; ++t) {
-            column[t] = fp16_to_fp32(args.rows[t * args.row_stride + c]);
-        }
-        // Differences of finite binary16 numbers: scale and zero point always fit.
-        const Affine a = choose_affine(code_bits, false, column, kPageRows, 1, &args.counted);
-        put_param(args.block, 0, c, a.scale);
-        put_param(args.block, l.offsets, c, a.zero);
-        for (int t = 0; t < kPageRows; ++t) {
-            put_key_code(args.block, l, planes, t, c, encode_one(column[t], a, 0.0f, max_code));
-        }
+    std::memset(args.block, 0, block_bytes(true, code_bits, args.head_dim));
+    if (is_tiered(true, code_bits, args.head_dim)) {
+        encode_tiers(code_bits, args);
+    } else {
+        encode_channels(code_bits, args, block_layout(true, code_bits, args.head_dim), nullptr, args.head_dim,
+                        args.block);
     }
     return true;
 }
@@ -276,7 +362,7 @@ bool encode_value(int code_bits, const kernels::EncodeArgs& args) noexcept {
     }
     for (int t = 0; t < kPageRows; ++t) {
         load_value_row(args, t, means, row);
-        affine[t] = choose_affine(code_bits, true, row, args.head_dim, 1, nullptr);
+        affine[t] = choose_affine(code_bits, true, l.scale_form, row, args.head_dim, 1, nullptr);
         if (!fp16_is_finite(affine[t].scale)) {
             return false;
         }
@@ -285,7 +371,7 @@ bool encode_value(int code_bits, const kernels::EncodeArgs& args) noexcept {
     float residuals[kernels::kMaxHeadDim * 8] = {};
     for (int t = 0; t < kPageRows; ++t) {
         load_value_row(args, t, means, row);
-        put_param(args.block, 0, t, affine[t].scale);
+        put_scale(args.block, l, t, affine[t].scale);
         const float scale = fp16_to_fp32(affine[t].scale);
         for (int c = 0; c < args.head_dim; ++c) {
             const int code = encode_one(row[c], affine[t], shift, max_code);
@@ -296,49 +382,95 @@ bool encode_value(int code_bits, const kernels::EncodeArgs& args) noexcept {
     fp16_t offsets[kernels::kMaxHeadDim];
     value_offsets(rotated, residuals, args.head_dim, n_rows, means, offsets);
     for (int c = 0; c < args.head_dim; ++c) {
-        put_param(args.block, l.offsets, c, offsets[c]);
+        put_offset(args.block, l, c, offsets[c]);
     }
     return true;
 }
 
 BlockReader::BlockReader(int code_bits, KvRole role, int head_dim, const std::byte* block) noexcept
-    : is_key_(role == KvRole::key),
-      planes_(code_planes(code_bits)),
-      shift_(is_key_ ? 0.0f : middle_code(code_bits)),
-      layout_(block_layout(is_key_, code_bits, head_dim)),
-      block_(block) {}
+    : is_key_(role == KvRole::key), shift_(is_key_ ? 0.0f : middle_code(code_bits)) {
+    if (!is_tiered(is_key_, code_bits, head_dim)) {
+        parts_[0] = {block, code_bits, code_planes(code_bits), block_layout(is_key_, code_bits, head_dim),
+                     0,     head_dim};
+        return;
+    }
+    const KeyTiers tiers = read_key_tiers(block, head_dim);
+    n_parts_ = tiers.n_tiers;
+    for (int i = 0; i < n_parts_; ++i) {
+        const KeyTier& tier = tiers.tier[i];
+        parts_[i] = {block + tier.offset,
+                     tier.width,
+                     code_planes(tier.width),
+                     block_layout_of_tier(tier.width, tier.n_channels),
+                     tier.first,
+                     tier.first + tier.n_channels};
+    }
+    ordered_ = true;
+    for (int g = 0; g < head_dim / 4; ++g) {
+        place_of_quad_[tiers.order[g]] = static_cast<std::uint8_t>(g);
+    }
+}
 
-int BlockReader::code(int t, int c) const noexcept {
-    const auto bits = [this](std::size_t plane, PlanePosition at, int mask) {
-        return static_cast<int>(block_[plane + at.byte]) >> at.shift & mask;
+int BlockReader::place(int c) const noexcept { return ordered_ ? place_of_quad_[c / 4] * 4 + c % 4 : c; }
+
+const BlockReader::Part& BlockReader::part_of(int place) const noexcept {
+    const Part* part = parts_;
+    while (part < parts_ + n_parts_ - 1 && place >= part->end) {
+        ++part;
+    }
+    return *part;
+}
+
+int BlockReader::width(int channel) const noexcept { return part_of(place(channel)).width; }
+
+int BlockReader::code(int t, int channel) const noexcept {
+    const int at = place(channel);
+    const Part& part = part_of(at);
+    const BlockLayout& l = part.layout;
+    const int c = at - part.first;
+    const auto bits = [&part](std::size_t plane, PlanePosition position, int mask) {
+        return static_cast<int>(part.data[plane + position.byte]) >> position.shift & mask;
     };
-    const int dim = layout_.dim;
     int code = 0;
-    if (planes_.byte) {
-        code = bits(layout_.byte_plane, is_key_ ? key_byte(t, c) : value_byte(dim, t, c), 255);
+    if (part.planes.byte) {
+        code = bits(l.byte_plane, is_key_ ? key_byte(t, c) : value_byte(l.dim, t, c), 255);
     }
-    if (planes_.nibble) {
-        code = bits(layout_.nibble_plane, is_key_ ? key_nibble(t, c) : value_nibble(dim, t, c), 15);
+    if (part.planes.nibble) {
+        code = bits(l.nibble_plane, is_key_ ? key_nibble(t, c) : value_nibble(l.dim, t, c), 15);
     }
-    if (planes_.pair) {
-        code |= bits(layout_.pair_plane, is_key_ ? key_pair(t, c) : value_pair(dim, t, c), 3)
-                << planes_.pair_shift;
+    if (part.planes.pair) {
+        code |= bits(l.pair_plane, is_key_ ? key_pair(t, c) : value_pair(l.dim, t, c), 3)
+                << part.planes.pair_shift;
     }
-    if (planes_.single) {
-        code |= bits(layout_.single_plane, is_key_ ? key_single(t, c) : value_single(dim, t, c), 1)
-                << planes_.single_shift;
+    if (part.planes.single) {
+        code |= bits(l.single_plane, is_key_ ? key_single(t, c) : value_single(l.dim, t, c), 1)
+                << part.planes.single_shift;
     }
     return code;
 }
 
-float BlockReader::param(std::size_t offset, int index) const noexcept {
+float BlockReader::scale(int t, int channel) const noexcept {
+    const int at = place(channel);
+    const Part& part = part_of(at);
+    const std::size_t index = is_key_ ? std::size_t(at - part.first) : std::size_t(t);
+    if (part.layout.n_scales == 0) {
+        return 0.0f;
+    }
+    if (part.layout.scale_form == ScaleForm::byte) {
+        return fp16_to_fp32(scale_from_byte(std::to_integer<std::uint8_t>(part.data[index])));
+    }
     fp16_t bits;
-    std::memcpy(&bits, block_ + offset + std::size_t(index) * sizeof bits, sizeof bits);
+    std::memcpy(&bits, part.data + index * sizeof bits, sizeof bits);
     return fp16_to_fp32(bits);
 }
 
-float BlockReader::scale(int t, int c) const noexcept { return param(0, is_key_ ? c : t); }
-
-float BlockReader::offset(int, int c) const noexcept { return param(layout_.offsets, c); }
+float BlockReader::offset(int, int channel) const noexcept {
+    const int at = place(channel);
+    const Part& part = part_of(at);
+    fp16_t bits;
+    std::memcpy(&bits, part.data + part.layout.offsets + std::size_t(at - part.first) * sizeof bits,
+                sizeof bits);
+    return fp16_to_fp32(bits);
+}
 
 }  // namespace mixed_kv::formats

@@ -27,14 +27,16 @@ bool rotated_means(float* sums, int head_dim, int n_rows, std::uint16_t* means) 
 void value_offsets(const float* rotated, const float* residuals, int head_dim, int n_rows,
                    const std::uint16_t* means, std::uint16_t* offsets) noexcept;
 
-// Reads an encoded block value by value: for references, tests and tools, where clarity counts. The rows of a
-// value block are in the rotated basis (hadamard_size()).
+// Reads an encoded block value by value: for tests and tools, where clarity counts. The rows of a value block
+// are in the rotated basis (hadamard_size()).
 class BlockReader {
   public:
     BlockReader(int code_bits, KvRole role, int head_dim, const std::byte* block) noexcept;
 
     int code(int token, int channel) const noexcept;
-    // The scale and offset that govern this value: value = scale * (code - shift) + offset.
+    int width(int channel) const noexcept;  // of its codes, in bits
+    // The scale and offset that govern this value: value = scale * (code - shift) + offset. Where a channel
+    // has no codes, code and scale are 0.
     float scale(int token, int channel) const noexcept;
     float offset(int token, int channel) const noexcept;
     float shift() const noexcept { return shift_; }
@@ -44,13 +46,25 @@ class BlockReader {
     }
 
   private:
-    float param(std::size_t offset, int index) const noexcept;
+    // Codes of one width that are laid out together: the whole block, or a tier of it.
+    struct Part {
+        const std::byte* data;
+        int width;
+        CodePlanes planes;
+        BlockLayout layout;
+        int first, end;  // places of channels
+    };
+
+    // The stored place of a channel, and the part that holds it.
+    int place(int channel) const noexcept;
+    const Part& part_of(int place) const noexcept;
 
     bool is_key_;
-    CodePlanes planes_;
     float shift_;
-    BlockLayout layout_;
-    const std::byte* block_;
+    int n_parts_ = 1;
+    Part parts_[kMaxTiers];
+    bool ordered_ = false;
+    std::uint8_t place_of_quad_[kernels::kMaxHeadDim / 4];
 };
 
 }  // namespace mixed_kv::formats

@@ -14,7 +14,7 @@ static_assert(formats::kPageRows == kPageTokens);
 }  // namespace
 
 std::size_t ColdFormat::block_bytes(KvRole role, int head_dim) const noexcept {
-    return formats::block_layout(role == KvRole::key, code_bits, head_dim).bytes;
+    return formats::block_bytes(role == KvRole::key, code_bits, head_dim);
 }
 
 double ColdFormat::bits_per_value(KvRole role, int head_dim) const noexcept {

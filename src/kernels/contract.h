@@ -31,6 +31,9 @@ struct QkArgs {
     int n_rows;          // 1..KernelSet::max_rows; qk_f16: 1..KernelSet::fp16_rows
     float* scores;       // [n_rows][64]
     std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
+    // Cold keys only: scores[r][t] += the sum instead. What is added is rounded to float by itself, so that
+    // equal integer sums add equal numbers on every set.
+    bool accumulate = false;
 };
 
 // o[r][d] += sum_t p[r][t] * V[t][d]   in the basis the values are stored in (rotated for cold values).

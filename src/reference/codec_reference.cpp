@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "mixed_kv/error.h"
 #include "mixed_kv/fp16.h"
 
 namespace mixed_kv::reference {
@@ -11,26 +12,34 @@ namespace {
 
 constexpr std::size_t kRows = 64;
 
-std::size_t align64(std::size_t n) { return (n + 63) & ~std::size_t(63); }
-
 // A code's bits are cut into planes of 8, 4, 2 and 1 bits, low bits first; a code of 8 bits is one whole
 // byte. In every plane four values that an instruction takes together lie side by side: for keys four
 // channels of a token, for values four tokens of a channel.
 struct Geometry {
-    bool is_key;
+    bool is_key, byte_scales;
     std::size_t groups;  // of four along the contiguous-by-four axis: channels (key) or tokens (value)
     std::size_t others;  // extent of the other axis: tokens (key) or padded channels (value)
     std::size_t scales, offsets;  // of a block; offsets: zero points (key), means (value)
+    std::size_t alignment;        // of sections
 
-    Geometry(KvRole role, int head_dim) : is_key(role == KvRole::key) {
-        const auto dim = static_cast<std::size_t>(head_dim);
+    Geometry(int code_bits, KvRole role, std::size_t dim)
+        : is_key(role == KvRole::key), byte_scales(code_bits <= 3), alignment(64) {
         groups = is_key ? (dim + 3) / 4 : kRows / 4;
         others = is_key ? kRows : (dim + 15) / 16 * 16;
         offsets = (dim + 15) / 16 * 16;
         scales = is_key ? offsets : kRows;
     }
-    std::size_t params_bytes() const { return align64((scales + offsets) * sizeof(fp16_t)); }
-    std::size_t plane_bytes(int width) const { return align64(groups * 4 * others * std::size_t(width) / 8); }
+    std::size_t align(std::size_t n) const { return (n + alignment - 1) / alignment * alignment; }
+    std::size_t scales_bytes() const { return scales * (byte_scales ? 1 : 2); }
+    std::size_t params_bytes() const { return align(scales_bytes() + offsets * 2); }
+    std::size_t plane_bytes(int width) const { return align(groups * 4 * others * std::size_t(width) / 8); }
+    std::size_t bytes(int code_bits) const {
+        std::size_t bytes = params_bytes();
+        for (int width = 8; width >= 1; width /= 2) {
+            if (code_bits & width) bytes += plane_bytes(width);
+        }
+        return bytes;
+    }
 };
 
 unsigned byte_at(const std::byte* data, std::size_t at) { return std::to_integer<unsigned>(data[at]); }
@@ -72,28 +81,20 @@ unsigned value_bits(const std::byte* plane, int width, std::size_t dim, std::siz
     }
 }
 
-double param(const std::byte* params, std::size_t index) {
-    fp16_t bits;
-    std::memcpy(&bits, params + index * sizeof bits, sizeof bits);
-    return double(fp16_to_fp32(bits));
+double half_at(const std::byte* data, std::size_t at) {
+    return double(fp16_to_fp32(fp16_t(byte_at(data, at) | byte_at(data, at + 1) << 8)));
 }
 
-}  // namespace
-
-std::size_t block_bytes(int code_bits, KvRole role, int head_dim) {
-    const Geometry g(role, head_dim);
-    std::size_t bytes = g.params_bytes();
-    for (int width = 8; width >= 1; width /= 2) {
-        if (code_bits & width) bytes += g.plane_bytes(width);
-    }
-    return bytes;
+double scale_at(const Geometry& g, const std::byte* block, std::size_t index) {
+    // A byte holds bits 7 to 14 of a binary16 number whose other bits are 0.
+    if (g.byte_scales) return double(fp16_to_fp32(fp16_t(byte_at(block, index) << 7)));
+    return half_at(block, index * 2);
 }
 
-std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_dim, const std::byte* block) {
-    const Geometry g(role, head_dim);
-    const auto dim = static_cast<std::size_t>(head_dim);
+// Codes of one width with their parameters, as rows [64][dim].
+std::vector<double> decode_uniform(int code_bits, const Geometry& g, std::size_t dim,
+                                   const std::byte* block) {
     std::vector<double> out(kRows * dim, 0.0);
-
     const std::byte* plane = block + g.params_bytes();
     int shift = 0;
     for (int width = 8; width >= 1; width /= 2) {
@@ -113,10 +114,79 @@ std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_
             // A key's code counts steps from the channel's zero point, a value's from the middle of all
             // codes, which stands for the channel's mean.
             const double steps = out[t * dim + c] - (g.is_key ? 0.0 : std::ldexp(1.0, code_bits - 1) - 0.5);
-            out[t * dim + c] = param(block, g.is_key ? c : t) * steps + param(block, g.scales + c);
+            out[t * dim + c] =
+                scale_at(g, block, g.is_key ? c : t) * steps + half_at(block, g.scales_bytes() + c * 2);
         }
     }
     return out;
+}
+
+// Narrow keys whose channels come in whole slots of 16: each slot has a width of its own.
+bool has_slots(int code_bits, KvRole role, int head_dim) {
+    return role == KvRole::key && code_bits <= 3 && head_dim % 16 == 0;
+}
+
+std::size_t slots_header_bytes(std::size_t dim) { return (dim / 4 + dim / 16 + 15) / 16 * 16; }
+
+// The widths that the description allows, and together no more bits than a block has room for.
+void check_slots(std::size_t dim, std::size_t bytes, const std::byte* block) {
+    std::vector<bool> seen(dim / 4, false);
+    for (std::size_t i = 0; i < dim / 4; ++i) {
+        const std::size_t quad = byte_at(block, i);
+        if (quad >= dim / 4 || seen[quad]) throw Error("a block of keys does not hold every channel once");
+        seen[quad] = true;
+    }
+    std::size_t used = slots_header_bytes(dim);
+    unsigned last = 6;
+    for (std::size_t slot = 0; slot < dim / 16; ++slot) {
+        const unsigned width = byte_at(block, dim / 4 + slot);
+        if (width > last || width == 1 || width == 5) throw Error("a block of keys has wrong code widths");
+        used += (width == 0 ? 32 : 48) + width * 128;
+        last = width;
+    }
+    if (used > bytes) throw Error("a block of keys is shorter than its code widths say");
+}
+
+std::vector<double> decode_slots(int code_bits, int head_dim, const std::byte* block) {
+    const auto dim = static_cast<std::size_t>(head_dim);
+    check_slots(dim, block_bytes(code_bits, KvRole::key, head_dim), block);
+    std::vector<double> out(kRows * dim, 0.0);
+    const std::byte* at = block + slots_header_bytes(dim);
+    for (std::size_t slot = 0; slot < dim / 16;) {
+        const auto width = int(byte_at(block, dim / 4 + slot));
+        std::size_t n = 0;  // channels of this width
+        const std::size_t first = slot * 16;
+        for (; slot < dim / 16 && int(byte_at(block, dim / 4 + slot)) == width; ++slot) n += 16;
+        Geometry g(code_bits, KvRole::key, n);
+        g.alignment = 16;
+        const std::vector<double> rows = width > 0 ? decode_uniform(width, g, n, at) : std::vector<double>();
+        for (std::size_t c = 0; c < n; ++c) {
+            const std::size_t place = first + c, channel = byte_at(block, place / 4) * 4 + place % 4;
+            for (std::size_t t = 0; t < kRows; ++t) {
+                out[t * dim + channel] = width > 0 ? rows[t * n + c] : half_at(at, c * 2);
+            }
+        }
+        at += width > 0 ? g.bytes(width) : n * 2;
+    }
+    return out;
+}
+
+}  // namespace
+
+std::size_t block_bytes(int code_bits, KvRole role, int head_dim) {
+    const auto dim = static_cast<std::size_t>(head_dim);
+    if (has_slots(code_bits, role, head_dim)) {
+        // 2.75 bits a channel for 3 bits, 2 for 2 bits; a scale byte and a zero point each.
+        const std::size_t slots = dim / 16, bits = code_bits == 3 ? slots * 11 / 4 : slots * 2;
+        return (slots_header_bytes(dim) + slots * 48 + bits * 128 + 63) / 64 * 64;
+    }
+    return Geometry(code_bits, role, dim).bytes(code_bits);
+}
+
+std::vector<double> decode_block_as_stored(int code_bits, KvRole role, int head_dim, const std::byte* block) {
+    if (has_slots(code_bits, role, head_dim)) return decode_slots(code_bits, head_dim, block);
+    const auto dim = static_cast<std::size_t>(head_dim);
+    return decode_uniform(code_bits, Geometry(code_bits, role, dim), dim, block);
 }
 
 std::vector<double> decode_block(int code_bits, KvRole role, int head_dim, const std::byte* block) {

@@ -31,8 +31,13 @@ TEST(ColdFormats, AreWidestFirstWithDistinctNames) {
 TEST(ColdFormats, CostWhatTheirWidthSays) {
     for (const ColdFormat& format : cold_formats()) {
         // A scale and a zero point per channel and 64 tokens; a scale per token and a mean per channel.
-        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::key, 128), format.code_bits + 0.5);
-        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::value, 128), format.code_bits + 0.375);
+        // Narrow ones have scales of a byte, and keys 2.75 or 2 bits a channel behind 48 bytes that tell
+        // which.
+        const bool is_narrow = formats::is_narrow(format.code_bits);
+        const double key_bits = !is_narrow ? format.code_bits + 0.5 : format.code_bits == 3 ? 3.1875 : 2.4375;
+        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::key, 128), key_bits);
+        EXPECT_DOUBLE_EQ(format.bits_per_value(KvRole::value, 128),
+                         format.code_bits + (is_narrow ? 0.3125 : 0.375));
         for (const int dim : testing::kHeadDims) {
             for (const KvRole role : {KvRole::key, KvRole::value}) {
                 EXPECT_EQ(format.block_bytes(role, dim) % 64, 0u);
@@ -53,34 +58,77 @@ TEST(ColdFormats, HadamardSizeDividesTheHead) {
 
 // Every bit of every plane belongs to exactly one code.
 TEST(ColdFormats, PlanesHoldEachCodeOnce) {
+    std::mt19937 rng(60);
     for (const ColdFormat& format : cold_formats()) {
         for (const KvRole role : {KvRole::key, KvRole::value}) {
             constexpr int dim = 80;
-            const bool is_key = role == KvRole::key;
-            const formats::BlockLayout l = formats::block_layout(is_key, format.code_bits, dim);
-            std::vector<std::byte> block(l.bytes);
-            const formats::BlockReader reader(format.code_bits, role, dim, block.data());
+            const testing::EncodedPage page(format, role, dim,
+                                            testing::make_rows(testing::RowData::graded, dim, rng));
+            for (const auto& part : page.parts()) {
+                std::fill(part.data + part.layout.byte_plane, part.data + part.layout.bytes, std::byte{0});
+            }
+            const formats::BlockReader reader = page.reader();
             std::vector<int> seen(std::size_t(dim) * kPageTokens);
-            const std::size_t codes_begin = l.byte_plane;
-            for (std::size_t bit = codes_begin * 8; bit < l.bytes * 8; ++bit) {
-                block[bit / 8] = static_cast<std::byte>(1 << bit % 8);
-                int hits = 0;
-                // One set bit shows in one code only; look where the layout's own group is, to stay quick.
-                for (int t = 0; t < kPageTokens; ++t) {
-                    for (int c = 0; c < dim; ++c) {
-                        const int code = reader.code(t, c);
-                        if (code != 0) {
-                            ++hits;
-                            seen[std::size_t(t) * dim + c] += code;
+            for (const auto& part : page.parts()) {
+                for (std::size_t bit = part.layout.byte_plane * 8; bit < part.layout.bytes * 8; ++bit) {
+                    part.data[bit / 8] = static_cast<std::byte>(1 << bit % 8);
+                    int hits = 0;
+                    for (int t = 0; t < kPageTokens; ++t) {
+                        for (int c = 0; c < dim; ++c) {
+                            const int code = reader.code(t, c);
+                            if (code != 0) {
+                                ++hits;
+                                seen[std::size_t(t) * dim + c] += code;
+                            }
                         }
                     }
+                    ASSERT_EQ(hits, 1) << format.name << " width " << part.width << " bit " << bit;
+                    part.data[bit / 8] = std::byte{0};
+                    bit += 52;  // a sample of all bit positions
                 }
-                ASSERT_EQ(hits, 1) << format.name << " bit " << bit;
-                block[bit / 8] = std::byte{0};
-                bit += 52;  // a sample of all bit positions
             }
-            for (const int sum : seen) {
-                ASSERT_LT(sum, 1 << format.code_bits);
+            for (std::size_t i = 0; i < seen.size(); ++i) {
+                ASSERT_LT(seen[i], 1 << reader.width(int(i % dim)));
+            }
+        }
+    }
+}
+
+// Tiers follow one another without gaps or overlaps and leave no bit of the budget that a slot could have
+// taken.
+TEST(ColdFormats, TiersFillTheBlock) {
+    std::mt19937 rng(68);
+    for (const ColdFormat& format : cold_formats()) {
+        for (const int dim : {16, 32, 64, 80, 128, 192, 576, 1024}) {
+            if (!formats::is_tiered(true, format.code_bits, dim)) continue;
+            for (const testing::RowData kind : testing::kAllRowData) {
+                const testing::EncodedPage page(format, KvRole::key, dim, testing::make_rows(kind, dim, rng));
+                const formats::KeyTiers tiers = formats::read_key_tiers(page.block.data(), dim);
+                std::set<int> quads(tiers.order, tiers.order + dim / 4);
+                EXPECT_EQ(int(quads.size()), dim / 4);
+                EXPECT_EQ(*quads.rbegin(), dim / 4 - 1);
+                std::size_t at = formats::tier_header_bytes(dim);
+                int channels = 0, bits = 0, last_width = 7;
+                for (int i = 0; i < tiers.n_tiers; ++i) {
+                    const formats::KeyTier& tier = tiers.tier[i];
+                    EXPECT_EQ(tier.first, channels);
+                    EXPECT_EQ(tier.offset, at);
+                    EXPECT_LT(tier.width, last_width);
+                    last_width = tier.width;
+                    channels += tier.n_channels;
+                    bits += tier.width * tier.n_channels / 16;
+                    at += formats::block_layout_of_tier(tier.width, tier.n_channels).bytes;
+                }
+                EXPECT_EQ(channels, dim);
+                EXPECT_EQ(tiers.bytes, at);
+                EXPECT_LE(tiers.bytes, page.block.size());
+                const int budget = formats::width_budget(format.code_bits, dim);
+                EXPECT_LE(bits, budget);
+                if (kind == testing::RowData::constant) {
+                    EXPECT_EQ(bits, 0);
+                } else if (dim >= 64) {
+                    EXPECT_GE(bits, budget - 1);
+                }
             }
         }
     }

@@ -135,7 +135,7 @@ TEST_P(CodecKernels, DecodersReturnTheDefinedValues) {
         const ColdFormat& format = cold_formats()[index];
         const kernels::FormatKernels& k = kernels().formats[index];
         for (const int dim : kHeadDims) {
-            for (const RowData kind : {RowData::outlier_channels, RowData::huge}) {
+            for (const RowData kind : {RowData::outlier_channels, RowData::huge, RowData::graded}) {
                 const auto rows = make_rows(kind, dim, rng);
                 for (const KvRole role : {KvRole::key, KvRole::value}) {
                     const EncodedPage page(format, role, dim, rows);

@@ -1,6 +1,7 @@
 // qk and pv over cold pages: every format, instruction set, head size and row count against double arithmetic
 // on the decoded values.
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/kernel_test_support.h"
@@ -13,6 +14,12 @@ namespace {
 constexpr double kLogitTolerance = 2e-4;
 
 int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Gaussian channels share few widths, graded ones have all of them.
+std::vector<RowData> key_data(const ColdFormat& format) {
+    return formats::is_narrow(format.code_bits) ? std::vector{RowData::gaussian, RowData::graded}
+                                                : std::vector{RowData::gaussian};
+}
 
 struct QkRun {
     Guarded<float> q, scores;
@@ -63,23 +70,86 @@ struct PvRun {
 
 class ColdAttention : public IsaTest {};
 
+// The scalar kernels, which take fewer rows per call than some sets.
+void scalar_qk(int format, kernels::QkArgs args) {
+    const int n_rows = args.n_rows;
+    for (int r = 0; r < n_rows; r += args.n_rows) {
+        args.n_rows = std::min(kernels::kMaxDecodeRows, n_rows - r);
+        scalar_kernels().formats[format].qk(args);
+        args.q += args.n_rows * args.q_stride;
+        args.scores += std::ptrdiff_t(args.n_rows) * kPageTokens;
+    }
+}
+
 TEST_P(ColdAttention, KeysMatchDoubleReference) {
     std::mt19937 rng(1);
     int index = 0;
     for (const ColdFormat& format : cold_formats()) {
         const kernels::FormatKernels& k = kernels().formats[index++];
         for (const int dim : kHeadDims) {
+            for (const RowData kind : key_data(format)) {
+                const EncodedPage page(format, KvRole::key, dim, make_rows(kind, dim, rng));
+                for (const int n_rows : row_counts(kernels())) {
+                    const QkRun run(kernels(), dim, n_rows);
+                    fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
+                    k.qk(run.args(page.page()));
+                    for (int r = 0; r < n_rows; ++r) {
+                        const Reference want =
+                            reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
+                        SCOPED_TRACE(std::string(format.name) + " " + to_string(kind) + " head_dim " +
+                                     std::to_string(dim) + " row " + std::to_string(r) + " of " +
+                                     std::to_string(n_rows));
+                        ASSERT_TRUE(within_bound(want, run.row(r)));
+                        ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+                    }
+                }
+            }
+        }
+    }
+}
+
+// QkArgs::accumulate: the same numbers, added to what is there. Heavy queries take the second pass too.
+TEST_P(ColdAttention, ScoresAreAddedWhereAsked) {
+    std::mt19937 rng(7);
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index++];
+        for (const int dim : {40, 80, 128}) {
             const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
-            for (const int n_rows : row_counts(kernels())) {
-                const QkRun run(kernels(), dim, n_rows);
-                fill_queries(run.q.data(), n_rows, dim, run.stride, 1.0f, rng);
-                k.qk(run.args(page.page()));
-                for (int r = 0; r < n_rows; ++r) {
-                    const Reference want = reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
-                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " row " +
-                                 std::to_string(r) + " of " + std::to_string(n_rows));
-                    ASSERT_TRUE(within_bound(want, run.row(r)));
-                    ASSERT_TRUE(relative_rms(want, run.row(r), kLogitTolerance));
+            EncodedPage exact(format, KvRole::key, dim, make_rows(key_data(format).back(), dim, rng));
+            exact.make_integer_only();
+            for (const float sigma : {1.0f, 100.0f}) {
+                for (const int n_rows : row_counts(kernels())) {
+                    SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " rows " +
+                                 std::to_string(n_rows) + " sigma " + std::to_string(sigma));
+                    const QkRun run(kernels(), dim, n_rows), scalar(scalar_kernels(), dim, n_rows);
+                    fill_queries(run.q.data(), n_rows, dim, run.stride, sigma, rng);
+                    std::memcpy(scalar.q.data(), run.q.data(), run.q.size() * sizeof(float));
+                    std::vector<float> before(run.scores.size());
+                    for (float& x : before) x = sigma * static_cast<float>(rng() & 1023) / 256.0f;
+                    std::copy(before.begin(), before.end(), run.scores.data());
+                    kernels::QkArgs args = run.args(page.page());
+                    args.accumulate = true;
+                    k.qk(args);
+                    for (int r = 0; r < n_rows; ++r) {
+                        Reference want = reference_qk(page, run.q.data() + std::ptrdiff_t(r) * run.stride);
+                        for (int t = 0; t < kPageTokens; ++t) {
+                            const double old = before[std::size_t(r) * kPageTokens + t];
+                            want.value[t] += old;
+                            want.bound[t] += 4 * 0x1p-24 * (std::abs(old) + std::abs(want.value[t]));
+                        }
+                        ASSERT_TRUE(within_bound(want, run.row(r))) << "row " << r;
+                    }
+                    std::copy(before.begin(), before.end(), run.scores.data());
+                    std::copy(before.begin(), before.end(), scalar.scores.data());
+                    args.keys = exact.page();
+                    k.qk(args);
+                    kernels::QkArgs scalar_args = scalar.args(exact.page());
+                    scalar_args.accumulate = true;
+                    scalar_qk(index - 1, scalar_args);
+                    for (std::size_t i = 0; i < before.size(); ++i) {
+                        ASSERT_EQ(run.scores[i], scalar.scores[i]) << "score " << i;
+                    }
                 }
             }
         }
@@ -152,7 +222,7 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
         const kernels::FormatKernels& scalar = scalar_kernels().formats[index++];
         for (const int dim : kHeadDims) {
             SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim));
-            const auto rows = make_rows(RowData::gaussian, dim, rng);
+            const auto rows = make_rows(key_data(format).back(), dim, rng);
             EncodedPage keys(format, KvRole::key, dim, rows), values(format, KvRole::value, dim, rows);
             keys.make_integer_only();
             values.make_integer_only();
@@ -161,7 +231,7 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
                 fill_queries(qk.q.data(), n_rows, dim, qk.stride, 1.0f, rng);
                 std::memcpy(qk_scalar.q.data(), qk.q.data(), qk.q.size() * sizeof(float));
                 k.qk(qk.args(keys.page()));
-                scalar.qk(qk_scalar.args(keys.page()));
+                scalar_qk(index - 1, qk_scalar.args(keys.page()));
                 PvRun pv(kernels(), dim, n_rows), pv_scalar(scalar_kernels(), dim, n_rows);
                 pv.fill(rng, 0.0f);
                 pv_scalar.fill(rng, 0.0f);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "mixed_kv/fp16.h"
@@ -38,6 +39,8 @@ std::string to_string(RowData kind) {
             return "gaussian";
         case RowData::outlier_channels:
             return "outlier_channels";
+        case RowData::graded:
+            return "graded";
         case RowData::constant:
             return "constant";
         case RowData::tiny:
@@ -60,6 +63,9 @@ std::vector<std::uint16_t> make_rows(RowData kind, int head_dim, std::mt19937& r
                 break;
             case RowData::outlier_channels:
                 x = channel % 7 == 0 ? 30.0f * x + 50.0f : x;
+                break;
+            case RowData::graded:
+                x *= std::exp2(static_cast<float>(channel * 29 % 64) / 8.0f - 4.0f);
                 break;
             case RowData::constant:
                 x = static_cast<float>(channel) - 3.5f;
@@ -112,47 +118,83 @@ EncodedPage::EncodedPage(const ColdFormat& f, KvRole r, int dim, const std::vect
     }
 }
 
+std::vector<EncodedPage::Part> EncodedPage::parts() const {
+    const bool is_key = role == KvRole::key;
+    if (!formats::is_tiered(is_key, format->code_bits, head_dim)) {
+        return {{format->code_bits, 0, head_dim, block.data(),
+                 formats::block_layout(is_key, format->code_bits, head_dim)}};
+    }
+    const formats::KeyTiers tiers = formats::read_key_tiers(block.data(), head_dim);
+    std::vector<Part> parts;
+    for (int i = 0; i < tiers.n_tiers; ++i) {
+        const formats::KeyTier& tier = tiers.tier[i];
+        parts.push_back({tier.width, tier.first, tier.n_channels, block.data() + tier.offset,
+                         formats::block_layout_of_tier(tier.width, tier.n_channels)});
+    }
+    return parts;
+}
+
 void EncodedPage::make_integer_only() {
-    const formats::BlockLayout l = formats::block_layout(role == KvRole::key, format->code_bits, head_dim);
-    const auto put = [this](std::size_t at, float value) {
-        const std::uint16_t bits = fp32_to_fp16(value);
-        std::memcpy(block.data() + at, &bits, sizeof bits);
-    };
-    if (role == KvRole::key) {
-        for (int c = 0; c < head_dim; ++c) {
-            const float scale = std::ldexp(1.0f, -(c * 5 % 4));
-            put(std::size_t(c) * 2, scale);
-            put(l.offsets + std::size_t(c) * 2,
-                -scale * static_cast<float>(formats::code_centre(format->code_bits)));
+    for (const Part& part : parts()) {
+        const auto put_scale = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            if (part.layout.scale_form == formats::ScaleForm::byte) {
+                part.data[index] = std::byte(formats::scale_to_byte(bits));
+            } else {
+                std::memcpy(part.data + std::size_t(index) * 2, &bits, sizeof bits);
+            }
+        };
+        const auto put_offset = [&part](int index, float value) {
+            const std::uint16_t bits = fp32_to_fp16(value);
+            std::memcpy(part.data + part.layout.offsets + std::size_t(index) * 2, &bits, sizeof bits);
+        };
+        if (role == KvRole::key) {
+            for (int c = 0; c < part.n_channels; ++c) {
+                const float scale = std::ldexp(1.0f, -(c * 5 % 4));
+                if (part.width > 0) put_scale(c, scale);
+                put_offset(
+                    c, part.width > 0 ? -scale * static_cast<float>(formats::code_centre(part.width)) : 0.0f);
+            }
+            continue;
         }
-        return;
+        // A centred value code is half a step above the mean: equal scales let means of minus half a step
+        // undo it.
+        for (int t = 0; t < kPageTokens; ++t) put_scale(t, 0.25f);
+        for (int c = 0; c < head_dim; ++c) put_offset(c, -0.25f * formats::kCentreAboveMiddle);
     }
-    // A centred value code is half a step above the mean: equal scales let means of minus half a step undo
-    // it.
-    for (int t = 0; t < kPageTokens; ++t) put(std::size_t(t) * 2, 0.25f);
-    for (int c = 0; c < head_dim; ++c) {
-        put(l.offsets + std::size_t(c) * 2, -0.25f * formats::kCentreAboveMiddle);
+}
+
+QuerySteps query_steps(const EncodedPage& page, const float* q) {
+    const formats::BlockReader reader = page.reader();
+    std::map<int, double> largest;
+    std::map<int, int> n_channels;
+    for (int c = 0; c < page.head_dim; ++c) {
+        double& of_width = largest[reader.width(c)];
+        of_width = std::max(of_width, std::abs(double(q[c]) * reader.scale(0, c)));
+        ++n_channels[reader.width(c)];
     }
+    QuerySteps steps;
+    for (const auto& [width, value] : largest) {
+        steps[width] = width == 0 ? 0.0 : value / formats::q16_limit(width, n_channels[width]);
+    }
+    return steps;
 }
 
 Reference reference_qk(const EncodedPage& page, const float* q) {
     const formats::BlockReader reader = page.reader();
     const int dim = page.head_dim;
-    const int centre = formats::code_centre(page.format->code_bits);
-    double largest = 0;
-    for (int c = 0; c < dim; ++c) {
-        largest = std::max(largest, std::abs(double(q[c]) * reader.scale(0, c)));
-    }
-    const double step = largest / formats::q16_limit(page.format->code_bits, dim);
+    const QuerySteps steps = query_steps(page, q);
+    const auto n_sums = steps.size() > 1 ? double(steps.size()) : 0.0;  // in float, of tiers
     Reference want;
     for (int t = 0; t < kPageTokens; ++t) {
         double value = 0, bound = 1e-30;
         for (int c = 0; c < dim; ++c) {
             const double scale = reader.scale(t, c), zero = reader.offset(t, c);
+            const int width = reader.width(c), centre = width == 0 ? 0 : formats::code_centre(width);
             value += double(q[c]) * (scale * reader.code(t, c) + zero);
-            bound +=
-                std::abs(reader.code(t, c) - centre) * (0.5 * step + 6 * kRounding * std::abs(q[c] * scale));
-            bound += (dim + 8) * kRounding * std::abs(q[c]) * (std::abs(zero) + centre * scale);
+            bound += std::abs(reader.code(t, c) - centre) *
+                     (0.5 * steps.at(width) + (6 + n_sums) * kRounding * std::abs(q[c] * scale));
+            bound += (dim + 8 + n_sums) * kRounding * std::abs(q[c]) * (std::abs(zero) + centre * scale);
         }
         want.value.push_back(value);
         want.bound.push_back(bound);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <random>
 #include <span>
 #include <string>
@@ -60,12 +61,14 @@ class Guarded {
 enum class RowData {
     gaussian,
     outlier_channels,  // every seventh channel 30 times larger and shifted
+    graded,            // every channel has a magnitude of its own, from 1/16 to 16: all widths of tiered keys
     constant,
     tiny,  // around the smallest binary16 subnormals
     huge,  // up to 65504 in magnitude
 };
-inline constexpr RowData kAllRowData[] = {RowData::gaussian, RowData::outlier_channels, RowData::constant,
-                                          RowData::tiny, RowData::huge};
+inline constexpr RowData kAllRowData[] = {RowData::gaussian, RowData::outlier_channels,
+                                          RowData::graded,   RowData::constant,
+                                          RowData::tiny,     RowData::huge};
 std::string to_string(RowData kind);
 
 // fp16 [64][head_dim].
@@ -87,6 +90,13 @@ struct EncodedPage {
                 std::uint64_t counted = ~std::uint64_t{0});
     formats::BlockReader reader() const { return {format->code_bits, role, head_dim, block.data()}; }
     kernels::PageData page() const { return {block.data(), 0, kPageTokens, head_dim}; }
+    // Codes of one width and their parameters: the whole block, or a tier of it.
+    struct Part {
+        int width, first, n_channels;  // the channels' places
+        std::byte* data;
+        formats::BlockLayout layout;
+    };
+    std::vector<Part> parts() const;
     // Makes every scale a power of two and every zero point -centre * scale, so that a kernel's result is its
     // integer sum times one float: equal integers give equal floats.
     void make_integer_only();
@@ -97,8 +107,14 @@ struct Reference {
     std::vector<double> value, bound;
 };
 
+// What one unit of the integers that a query row is rounded to is worth, by the width of the channels: those
+// of one width, all of a uniform block, are rounded together.
+using QuerySteps = std::map<int, double>;
+QuerySteps query_steps(const EncodedPage& page, const float* q);
+
 // sum_c q[c] * K[t][c] over a cold page. Bound: q * scale is rounded to multiples of step = max|q * scale| /
 // limit (half a step per centred code), four float roundings per product, and the float sum of the constant.
+// In a tiered block steps and limits are those of a tier, whose sums are added up in float.
 Reference reference_qk(const EncodedPage& page, const float* q);
 // o[c] + sum_t p[t] * V[t][c], alike.
 Reference reference_pv(const EncodedPage& page, const float* p, const float* o);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <set>
 
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/fp16.h"
@@ -27,25 +28,56 @@ void expect_all_rejected(const Reference& want, const std::vector<Fault>& faults
     }
 }
 
+// What can go wrong between tiers.
+void expect_faults_of_tiers_rejected(const EncodedPage& page, const std::vector<float>& q,
+                                     const Reference& want) {
+    const formats::BlockReader reader = page.reader();
+    std::vector<Fault> faults;
+    std::set<int> widths;
+    for (int c = 0; c < page.head_dim; ++c) widths.insert(reader.width(c));
+    EXPECT_GE(widths.size(), 3u) << "a page of too few tiers";
+    for (const int width : widths) {
+        faults.push_back({"a tier left out", [&, width](auto& s) {
+                              for (int c = 0; c < page.head_dim; ++c) {
+                                  if (reader.width(c) != width) continue;
+                                  for (int t = 0; t < kPageTokens; ++t) s[t] -= q[c] * reader.value(t, c);
+                              }
+                          }});
+    }
+    faults.push_back({"two quads of the query swapped", [&](auto& s) {
+                          for (int c = 8; c < 12; ++c) {
+                              for (int t = 0; t < kPageTokens; ++t)
+                                  s[t] += (q[c + 4] - q[c]) * (reader.value(t, c) - reader.value(t, c + 4));
+                          }
+                      }});
+    expect_all_rejected(want, faults);
+}
+
 TEST(SeededFaults, InScoresAreRejected) {
     std::mt19937 rng(51);
     for (const ColdFormat& format : cold_formats()) {
         SCOPED_TRACE(format.name);
         constexpr int dim = 128;
-        const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
+        const bool tiered = formats::is_tiered(true, format.code_bits, dim);
+        const EncodedPage page(format, KvRole::key, dim,
+                               make_rows(tiered ? RowData::graded : RowData::gaussian, dim, rng));
         std::vector<float> q(dim);
         fill_queries(q.data(), 1, dim, dim, 1.0f, rng);
         const Reference want = reference_qk(page, q.data());
         const formats::BlockReader reader = page.reader();
+        if (tiered) expect_faults_of_tiers_rejected(page, q, want);
+        int coded = 5, last = dim - 1;  // channels with codes
+        while (reader.width(coded) == 0) ++coded;
+        while (reader.width(last) == 0) --last;
         expect_all_rejected(
             want, {{"last token dropped", [](auto& s) { s[63] = 0.0f; }},
                    {"one lane NaN", [](auto& s) { s[17] = std::nanf(""); }},
                    {"two tokens swapped", [](auto& s) { std::swap(s[8], s[24]); }},
                    {"last channel ignored",
                     [&](auto& s) {
-                        for (int t = 0; t < kPageTokens; ++t) s[t] -= q[dim - 1] * reader.value(t, dim - 1);
+                        for (int t = 0; t < kPageTokens; ++t) s[t] -= q[last] * reader.value(t, last);
                     }},
-                   {"one code off by one", [&](auto& s) { s[40] += q[5] * reader.scale(40, 5); }},
+                   {"one code off by one", [&](auto& s) { s[40] += q[coded] * reader.scale(40, coded); }},
                    {"zero points ignored",
                     [&](auto& s) {
                         for (int c = 0; c < dim; ++c) {
@@ -61,16 +93,16 @@ TEST(SeededFaults, InScoresAreRejected) {
                         for (float& x : s) x *= 1.001f;
                     }},
                    {"low half of q16 lost", [&](auto& s) {
-                        double largest = 0;
-                        for (int c = 0; c < dim; ++c)
-                            largest = std::max(largest, std::abs(double(q[c]) * reader.scale(0, c)));
-                        const double step = largest / formats::q16_limit(format.code_bits, dim) * 256.0;
+                        const QuerySteps steps = query_steps(page, q.data());
                         for (int t = 0; t < kPageTokens; ++t) {
                             double sum = 0;
                             for (int c = 0; c < dim; ++c) {
+                                const int width = reader.width(c);
+                                if (width == 0) continue;
+                                const double step = steps.at(width) * 256.0;
                                 const double qs = double(q[c]) * reader.scale(t, c);
                                 sum += (std::nearbyint(qs / step) * step - qs) *
-                                       (reader.code(t, c) - formats::code_centre(format.code_bits));
+                                       (reader.code(t, c) - formats::code_centre(width));
                             }
                             s[t] += float(sum);
                         }

@@ -3,10 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "formats/codec.h"
+#include "mixed_kv/error.h"
 #include "mixed_kv/isa.h"
 #include "support/page_tensor.h"
 #include "support/random.h"
@@ -26,6 +30,26 @@ TEST(CodecReference, AgreesOnSizes) {
     }
 }
 
+// Random widths by channel for a block that has them, within its budget.
+void put_slots(test::Random& random, int code_bits, int head_dim, std::vector<std::byte>& block) {
+    const int n_slots = head_dim / 16;
+    std::vector<int> quads(std::size_t(head_dim / 4));
+    std::iota(quads.begin(), quads.end(), 0);
+    for (std::size_t i = quads.size(); i > 1; --i)
+        std::swap(quads[i - 1], quads[std::size_t(random.next() % i)]);
+    constexpr int kWidths[] = {0, 2, 3, 4, 6};
+    std::vector<int> widths;
+    int left = code_bits == 3 ? n_slots * 11 / 4 : n_slots * 2;
+    for (int i = 0; i < n_slots; ++i) {
+        const int width = kWidths[random.next() % 5];
+        widths.push_back(width <= left ? width : 0);
+        left -= widths.back();
+    }
+    std::sort(widths.begin(), widths.end(), std::greater<>());
+    for (std::size_t i = 0; i < quads.size(); ++i) block[i] = std::byte(quads[i]);
+    for (std::size_t i = 0; i < widths.size(); ++i) block[quads.size() + i] = std::byte(widths[i]);
+}
+
 // Any bytes are a block: every code, scale and zero point at its place.
 TEST(CodecReference, AgreesOnRandomBytes) {
     test::Random random(1);
@@ -34,6 +58,8 @@ TEST(CodecReference, AgreesOnRandomBytes) {
             for (const KvRole role : {KvRole::key, KvRole::value}) {
                 std::vector<std::byte> block(format.block_bytes(role, head_dim));
                 for (std::byte& b : block) b = std::byte(random.next());
+                if (formats::is_tiered(role == KvRole::key, format.code_bits, head_dim))
+                    put_slots(random, format.code_bits, head_dim, block);
                 const formats::BlockReader reader(format.code_bits, role, head_dim, block.data());
                 const std::vector<double> rows =
                     decode_block_as_stored(format.code_bits, role, head_dim, block.data());
@@ -54,6 +80,28 @@ TEST(CodecReference, AgreesOnRandomBytes) {
             }
         }
     }
+}
+
+// The only bytes that can be wrong: which channels have which width.
+TEST(CodecReference, RefusesWidthsThatAreNone) {
+    test::Random random(4);
+    constexpr int head_dim = 64;
+    std::vector<std::byte> block(block_bytes(2, KvRole::key, head_dim), std::byte{0});
+    put_slots(random, 2, head_dim, block);
+    const auto decode = [&](std::vector<std::byte> b) { decode_block(2, KvRole::key, head_dim, b.data()); };
+    EXPECT_NO_THROW(decode(block));
+    const auto with = [&block](std::size_t at, std::initializer_list<int> values) {
+        std::vector<std::byte> b = block;
+        for (const int value : values) b[at++] = std::byte(value);
+        return b;
+    };
+    EXPECT_THROW(decode(with(3, {16})), Error);                              // no such quad
+    EXPECT_THROW(decode(with(3, {std::to_integer<int>(block[4])})), Error);  // the same twice
+    EXPECT_THROW(decode(with(16, {2, 3, 0, 0})), Error);                     // wider again
+    EXPECT_THROW(decode(with(16, {5, 0, 0, 0})), Error);                     // no such width
+    EXPECT_THROW(decode(with(16, {255, 0, 0, 0})), Error);
+    EXPECT_THROW(decode(with(16, {6, 6, 6, 6})), Error);  // too many bits
+    EXPECT_NO_THROW(decode(with(16, {6, 2, 0, 0})));
 }
 
 TEST(CodecReference, HadamardIsItsMatrix) {

@@ -10,7 +10,7 @@ namespace mixed_kv::kernels::amx {
 // From this many rows on a call's tiles outrun the AVX-512 kernels by the estimates of
 // docs/performance-amx.md.
 inline constexpr int kMinRows = 9;
-// Rows per call: unpacking a page is shared by them. Scratch does not depend on it.
+// Rows per call: unpacking a page is shared by them.
 inline constexpr int kMaxRows = 128;
 
 std::size_t scratch_bytes(int head_dim) noexcept;

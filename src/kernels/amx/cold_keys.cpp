@@ -3,9 +3,11 @@
 #include "formats/format_list.h"
 #include "kernels/amx/amx.h"
 #include "kernels/amx/integers.h"
+#include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/codes.h"
 #include "kernels/avx512/sums.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::amx {
 namespace {
@@ -24,25 +26,26 @@ inline void unpack_keys(const std::byte* block, const std::byte* next, const Blo
     }
 }
 
-// n rows' scores from r0 on; add: on top of what is there.
-inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, int r0, int n,
-                         bool add) noexcept {
+// n rows' scores from r0 on; add: on top of what is there. constants: of the rows; null: 0.
+inline void write_scores(const QkArgs& a, const Integers& s, const Pass& pass, const float* constants, int r0,
+                         int n, bool add) noexcept {
     for (int r = 0; r < n; ++r) {
-        const __m512 step = _mm512_set1_ps(pass.step[r]), constant = _mm512_set1_ps(s.constant[r]);
+        const __m512 step = _mm512_set1_ps(pass.step[r]);
+        const __m512 constant = _mm512_set1_ps(constants != nullptr ? constants[r] : 0.0f);
         float* out = a.scores + std::ptrdiff_t(r0 + r) * kPage;
         unroll<4>([&](auto j) {
             const __m512 x = sums_of(s, r, j.value * 16);
             float* at = out + j.value * 16;
-            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(x, step))
-                                     : _mm512_fmadd_ps(x, step, constant));
+            const __m512 score = _mm512_fmadd_ps(x, step, constant);
+            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), score) : score);
         });
     }
 }
 
+// Over a block of that layout.
 template <int kBits>
-void qk_cold(const QkArgs& a) noexcept {
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = formats::round_up(a.keys.head_dim, 16);
-    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const int limit = formats::q16_limit(kBits, a.keys.head_dim);
     const __m512 noise = _mm512_set1_ps(formats::score_noise(kBits, a.keys.head_dim)),
                  allowed = _mm512_set1_ps(formats::kScoreNoiseAllowed);
@@ -60,11 +63,26 @@ void qk_cold(const QkArgs& a) noexcept {
                 return unsigned(_mm512_cmp_ps_mask(_mm512_mul_ps(step, noise), allowed, _CMP_GT_OQ));
             });
         multiply(s.first, n_steps, s.codes, 4 * kPage, kPage / 16, s);
-        write_scores(a, s, s.first, r, n, false);
+        write_scores(a, s, s.first, s.constant, r, n, a.accumulate);
         if (rest) {
             multiply(s.rest, n_steps, s.codes, 4 * kPage, kPage / 16, s);
-            write_scores(a, s, s.rest, r, n, true);
+            write_scores(a, s, s.rest, nullptr, r, n, true);
         }
+    }
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, avx2::fp16_to_fp32};
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits>(a, formats::block_layout(true, kBits, a.keys.head_dim));
     }
 }
 

@@ -68,9 +68,13 @@ inline void load_parameters(const std::byte* block, const std::byte* next, const
                             Integers& s) noexcept {
     constexpr int centre = formats::code_centre(kBits);
     const std::byte* ahead = next != nullptr ? next : block;
+    for (std::size_t at = 0; at < l.byte_plane; at += 64) {
+        avx512::prefetch(ahead + at);  // the next block's scales and zero points
+    }
     for (int c = 0; c < length; c += 16) {
-        avx512::prefetch(ahead + std::size_t(c) * 4);  // the next block's scales and zero points
-        const __m512 scale = avx512::load_halves(block + std::size_t(c) * 2);
+        const __m512 scale = l.scale_form == formats::ScaleForm::byte
+                                 ? avx512::load_byte_scales(block + c)
+                                 : avx512::load_halves(block + std::size_t(c) * 2);
         _mm512_storeu_ps(s.scale + c, scale);
         if constexpr (kIsKey) {
             const __m512 zero = avx512::load_halves(block + l.offsets + std::size_t(c) * 2);

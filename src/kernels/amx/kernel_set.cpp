@@ -4,6 +4,7 @@
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/cpu_features.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::amx {
 namespace {
@@ -25,8 +26,10 @@ std::size_t scratch_bytes(int head_dim) noexcept {
     const auto dim = static_cast<std::size_t>(whole_steps(head_dim));
     const std::size_t integers =
         larger(integers_bytes(head_dim, dim * kPage), integers_bytes(kPage, dim * kPage));
+    // Tiered keys: permuted rows before what one tier takes.
     const std::size_t bytes =
-        larger(larger(integers, fp16_scratch_bytes(head_dim)), avx512::scratch_bytes(head_dim));
+        larger(larger(permuted_bytes(head_dim, kMaxRows) + integers, fp16_scratch_bytes(head_dim)),
+               avx512::scratch_bytes(head_dim));
     return (bytes + 63) / 64 * 64;
 }
 

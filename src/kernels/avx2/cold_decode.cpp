@@ -5,6 +5,7 @@
 #include "formats/format_list.h"
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
@@ -17,7 +18,9 @@ struct Affine {
 
 inline void load_affine(const std::byte* block, const BlockLayout& l, Affine& affine) noexcept {
     for (int i = 0; i < l.n_scales; i += 8) {
-        _mm256_storeu_ps(affine.scale + i, load_halves(block + std::size_t(i) * 2));
+        _mm256_storeu_ps(affine.scale + i, l.scale_form == formats::ScaleForm::byte
+                                               ? load_byte_scales(block + i)
+                                               : load_halves(block + std::size_t(i) * 2));
     }
     for (int i = 0; i < l.n_offsets; i += 8) {
         _mm256_storeu_ps(affine.offset + i, load_halves(block + l.offsets + std::size_t(i) * 2));
@@ -79,15 +82,33 @@ inline void value_rows(const DecodeArgs& a, const BlockLayout& l, const Affine& 
     }
 }
 
+// order: see TierDecode; null: the block's channels are the head's.
 template <int kBits>
-void decode_key(const DecodeArgs& a) noexcept {
-    const BlockLayout l = formats::block_layout(true, kBits, a.page.head_dim);
+void decode_uniform(const DecodeArgs& a, const BlockLayout& l, const std::uint8_t* order) noexcept {
     Affine affine;
     load_affine(a.page.data, l, affine);
-    const Target to = a.transposed ? Target{a.out, a.out_stride, 1} : Target{a.out, 1, a.out_stride};
+    const Target whole = a.transposed ? Target{a.out, a.out_stride, 1} : Target{a.out, 1, a.out_stride};
     for (int g = 0; g < l.dim / 4; ++g) {
+        Target to = whole;
+        if (order != nullptr) to.out += 4 * (order[g] - g) * to.sub_stride;
         key_half<kBits, 0>(a, l, affine, to, g);
         key_half<kBits, 1>(a, l, affine, to, g);
+    }
+}
+
+template <int kBits>
+void decode_tier(const DecodeArgs& a, const std::uint8_t* order) noexcept {
+    decode_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.page.head_dim), order);
+}
+constexpr TierDecode kTierDecode = {decode_tier<2>, decode_tier<3>, decode_tier<4>, decode_tier<6>,
+                                    fp16_to_fp32};
+
+template <int kBits>
+void decode_key(const DecodeArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.page.head_dim)) {
+        decode_key_tiered(a, kTierDecode);
+    } else {
+        decode_uniform<kBits>(a, formats::block_layout(true, kBits, a.page.head_dim), nullptr);
     }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
 #include "kernels/avx2/fold.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
@@ -69,14 +70,11 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, co
         const __m256 step = _mm256_set1_ps(pass.step[r]), constant = _mm256_set1_ps(pass.constant[r]);
         unroll<kVectors>([&](auto j) {
             float* out = a.scores + (r0 + r) * kPage + kHalf * 32 + (j0 + j.value) * 8;
-            __m256 low = _mm256_cvtepi32_ps(total[r][j.value][0]);
-            __m256 high = _mm256_cvtepi32_ps(total[r][j.value][1]);
+            __m256 low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][j.value][0]), step, constant);
+            __m256 high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][j.value][1]), step, constant);
             if (add) {
-                low = _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(low, step));
-                high = _mm256_add_ps(_mm256_loadu_ps(out + 16), _mm256_mul_ps(high, step));
-            } else {
-                low = _mm256_fmadd_ps(low, step, constant);
-                high = _mm256_fmadd_ps(high, step, constant);
+                low = _mm256_add_ps(_mm256_loadu_ps(out), low);
+                high = _mm256_add_ps(_mm256_loadu_ps(out + 16), high);
             }
             _mm256_storeu_ps(out, low);
             _mm256_storeu_ps(out + 16, high);
@@ -95,11 +93,11 @@ inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
     }
 }
 
-template <int kBits>
-void qk_cold(const QkArgs& a) noexcept {
+// Over a block of that layout, whose scales have the form kForm.
+template <int kBits, formats::ScaleForm kForm>
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = padded(a.keys.head_dim);
     const int limit = formats::q16_limit(kBits, a.keys.head_dim);
-    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
     auto* scaled = reinterpret_cast<float*>(a.scratch);
     Pass pass;
@@ -108,18 +106,34 @@ void qk_cold(const QkArgs& a) noexcept {
     Ahead ahead(a.keys.next, l.byte_plane, l.bytes);
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        fold<kBits, true, kRows>(a.keys.data, l, a.q + r * a.q_stride, a.q_stride, length, limit, scaled,
-                                 pass);
+        fold<kBits, true, kForm, kRows>(a.keys.data, l, a.q + r * a.q_stride, a.q_stride, length, limit,
+                                        scaled, pass);
         const __m128 error = _mm_mul_ps(_mm_load_ps(pass.step), _mm_set1_ps(noise));
         const unsigned rest = static_cast<unsigned>(_mm_movemask_ps(
                                   _mm_cmpgt_ps(error, _mm_set1_ps(formats::kScoreNoiseAllowed)))) &
                               ((1u << kRows) - 1u);
-        qk_rows<kBits, kRows>(a, l, pass, length, r, false, ahead);
+        qk_rows<kBits, kRows>(a, l, pass, length, r, a.accumulate, ahead);
         if (rest != 0) {
             fold_rest<kBits, kRows>(scaled, length, limit, rest, pass);
             qk_rows<kBits, kRows>(a, l, pass, length, r, true, ahead);
         }
     });
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits, formats::ScaleForm::byte>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, fp16_to_fp32};
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    constexpr auto kForm = formats::is_narrow(kBits) ? formats::ScaleForm::byte : formats::ScaleForm::half;
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits, kForm>(a, formats::block_layout(true, kBits, a.keys.head_dim));
+    }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
 #include "kernels/avx2/fold.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
@@ -88,6 +89,7 @@ inline unsigned heavy_rows(const PvArgs& a, const Pass& pass, int r0) noexcept {
 
 template <int kBits>
 void pv_cold(const PvArgs& a) noexcept {
+    constexpr auto kForm = formats::is_narrow(kBits) ? formats::ScaleForm::byte : formats::ScaleForm::half;
     const int limit = formats::q16_limit(kBits, kPage);
     const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
     auto* scaled = reinterpret_cast<float*>(a.scratch);
@@ -97,7 +99,8 @@ void pv_cold(const PvArgs& a) noexcept {
     Ahead ahead(a.values.next, l.byte_plane, l.bytes);
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        fold<kBits, false, kRows>(a.values.data, l, a.p + r * kPage, kPage, kPage, limit, scaled, pass);
+        fold<kBits, false, kForm, kRows>(a.values.data, l, a.p + r * kPage, kPage, kPage, limit, scaled,
+                                         pass);
         const unsigned rest = heavy_rows<kRows>(a, pass, r);
         pv_rows<kBits, kRows>(a, l, pass, r, ahead);
         if (rest != 0) {
@@ -110,7 +113,9 @@ void pv_cold(const PvArgs& a) noexcept {
 }  // namespace
 
 std::size_t scratch_bytes(int head_dim) noexcept {
-    return formats::round_up(int(fold_bytes(padded(head_dim) > kPage ? padded(head_dim) : kPage)), 64);
+    return permuted_bytes(head_dim, kMaxDecodeRows) +
+           std::size_t(
+               formats::round_up(int(fold_bytes(padded(head_dim) > kPage ? padded(head_dim) : kPage)), 64));
 }
 
 #define MIXED_KV_DEFINE_FORMAT(name, bits) \

@@ -111,15 +111,22 @@ inline void round_rows(const float* scaled, int length, __m128 largest, int limi
                     _mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32(total, kCentreShift)));
 }
 
+// Scales c .. c + 7.
+template <formats::ScaleForm kForm>
+inline __m256 load_scales(const std::byte* block, int c) noexcept {
+    return kForm == formats::ScaleForm::byte ? load_byte_scales(block + c)
+                                             : load_halves(block + std::size_t(c) * 2);
+}
+
 // Folds the block's scales and zero points into kRows rows of x and rounds them; length is a multiple of 16.
-template <int kBits, bool kIsKey, int kRows>
+template <int kBits, bool kIsKey, formats::ScaleForm kForm, int kRows>
 inline void fold(const std::byte* block, const BlockLayout& l, const float* x, std::ptrdiff_t stride,
                  int length, int limit, float* scaled, Pass& pass) noexcept {
     __m256 largest[kRows], constant[kRows], weight[kRows];
     unroll<kRows>(
         [&](auto r) { largest[r.value] = constant[r.value] = weight[r.value] = _mm256_setzero_ps(); });
     for (int c = 0; c < length; c += 8) {
-        const __m256 scale = load_halves(block + std::size_t(c) * 2);
+        const __m256 scale = load_scales<kForm>(block, c);
         __m256 offset = _mm256_setzero_ps();
         if constexpr (kIsKey) {
             const __m256 zero = load_halves(block + l.offsets + std::size_t(c) * 2);

@@ -23,6 +23,12 @@ inline __m256 load_halves(const void* p, int n) noexcept {
     return load_halves(buffer);
 }
 
+// Eight scales of a byte, see formats::ScaleForm.
+inline __m256 load_byte_scales(const void* p) noexcept {
+    return _mm256_cvtph_ps(
+        _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p))), 7));
+}
+
 inline __m128i to_halves(__m256 x) noexcept {
     return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

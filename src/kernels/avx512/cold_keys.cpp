@@ -1,10 +1,12 @@
 // qk over cold pages with the integer scheme of src/kernels/scalar/cold.cpp.
 
 #include "formats/format_list.h"
+#include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/codes.h"
 #include "kernels/avx512/fold.h"
 #include "kernels/avx512/sums.h"
+#include "kernels/tiered_keys.h"
 
 namespace mixed_kv::kernels::avx512 {
 namespace {
@@ -45,8 +47,8 @@ inline void qk_tile(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
             }
             const __m512 x = _mm512_cvtepi32_ps(whole<key_shift(kBits, kFirst + kJ)>(s, pass.start[r0 + r]));
             float* out = a.scores + (r0 + r) * kPage + (kFirst + kJ) * 16;
-            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), _mm512_mul_ps(x, step))
-                                      : _mm512_fmadd_ps(x, step, constant));
+            const __m512 score = _mm512_fmadd_ps(x, step, constant);
+            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), score) : score);
         });
     });
 }
@@ -63,10 +65,10 @@ inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
     }
 }
 
+// Over a block of that layout.
 template <int kBits>
-void qk_cold(const QkArgs& a) noexcept {
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = padded(a.keys.head_dim);
-    const BlockLayout l = formats::block_layout(true, kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
     Scratch s = make_scratch(a.scratch, length);
     const bool rest = fold<kBits, true>(a.keys.data, a.keys.next, l, a.q, a.q_stride, a.n_rows, length,
@@ -76,11 +78,26 @@ void qk_cold(const QkArgs& a) noexcept {
     Ahead ahead(a.keys.next, l.byte_plane, l.bytes, a.keys.data);
     for_row_tiles(a.n_rows, [&](int r, auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        qk_rows<kBits, kRows>(a, l, s.first, length, r, false, ahead);
+        qk_rows<kBits, kRows>(a, l, s.first, length, r, a.accumulate, ahead);
         if (rest && any_rest(s, r, kRows)) {
             qk_rows<kBits, kRows>(a, l, s.rest, length, r, true, ahead);
         }
     });
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, avx2::fp16_to_fp32};
+
+template <int kBits>
+void qk_cold(const QkArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits>(a, formats::block_layout(true, kBits, a.keys.head_dim));
+    }
 }
 
 }  // namespace

@@ -91,9 +91,13 @@ inline bool fold(const std::byte* block, const std::byte* next, const BlockLayou
                  NeedsRest&& needs_rest) noexcept {
     constexpr int centre = formats::code_centre(kBits);
     const std::byte* ahead = next != nullptr ? next : block;
+    for (std::size_t at = 0; at < l.byte_plane; at += 64) {
+        prefetch(ahead + at);  // the next block's scales and zero points
+    }
     for (int c = 0; c < length; c += 16) {
-        prefetch(ahead + std::size_t(c) * 4);  // the next block's scales and zero points
-        const __m512 scale = load_halves(block + std::size_t(c) * 2);
+        const __m512 scale = l.scale_form == formats::ScaleForm::byte
+                                 ? load_byte_scales(block + c)
+                                 : load_halves(block + std::size_t(c) * 2);
         _mm512_storeu_ps(s.scale + c, scale);
         if constexpr (kIsKey) {
             const __m512 zero = load_halves(block + l.offsets + std::size_t(c) * 2);

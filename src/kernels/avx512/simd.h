@@ -21,6 +21,12 @@ inline __m512 load_halves(const void* p) noexcept {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
+// Sixteen scales of a byte, see formats::ScaleForm.
+inline __m512 load_byte_scales(const void* p) noexcept {
+    const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
+}
+
 // Lanes 0..n-1; 0 <= n <= 16.
 inline __mmask16 lane_mask(int n) noexcept { return static_cast<__mmask16>((1u << n) - 1u); }
 

@@ -12,6 +12,7 @@
 #include "formats/codec.h"
 #include "formats/format_list.h"
 #include "kernels/scalar/scalar.h"
+#include "kernels/tiered_keys.h"
 #include "mixed_kv/fp16.h"
 
 namespace mixed_kv::kernels::scalar {
@@ -26,6 +27,12 @@ float load_param(const std::byte* at, int index) noexcept {
     std::uint16_t bits;
     std::memcpy(&bits, at + std::size_t(index) * sizeof bits, sizeof bits);
     return mixed_kv::fp16_to_fp32(bits);
+}
+
+float load_scale(const std::byte* block, const BlockLayout& l, int index) noexcept {
+    return l.scale_form == formats::ScaleForm::byte
+               ? mixed_kv::fp16_to_fp32(formats::scale_from_byte(std::uint8_t(block[index])))
+               : load_param(block, index);
 }
 
 int bits_at(const std::byte* plane, formats::PlanePosition at, int mask) noexcept {
@@ -129,10 +136,9 @@ void qk_pass(const QkArgs& a, const BlockLayout& l, int r, const std::int32_t* q
 }
 
 template <int kBits>
-void qk(const QkArgs& a) noexcept {
+void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int dim = a.keys.head_dim;
     const std::byte* block = a.keys.data;
-    const BlockLayout l = formats::block_layout(true, kBits, dim);
     const int limit = formats::q16_limit(kBits, dim);
     const float noise = formats::score_noise(kBits, dim);
     constexpr int centre = formats::code_centre(kBits);
@@ -143,17 +149,32 @@ void qk(const QkArgs& a) noexcept {
         std::int32_t q16[kMaxHeadDim];
         float constant = 0.0f;
         for (int c = 0; c < dim; ++c) {
-            const float scale = load_param(block, c);
+            const float scale = load_scale(block, l, c);
             scaled[c] = q[c] * scale;
             constant += q[c] * (load_param(block + l.offsets, c) + scale * static_cast<float>(centre));
         }
         const float step = to_q16(scaled, dim, limit, q16);
-        qk_pass<kBits>(a, l, r, q16, step, constant, false);
+        qk_pass<kBits>(a, l, r, q16, step, constant, a.accumulate);
         if (step * noise > formats::kScoreNoiseAllowed) {
             std::int32_t rest[kMaxHeadDim];
             const float rest_step = residual_q16(scaled, dim, limit, q16, step, rest);
             qk_pass<kBits>(a, l, r, rest, rest_step, 0.0f, true);
         }
+    }
+}
+
+template <int kBits>
+void qk_tier(const QkArgs& a) noexcept {
+    qk_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.keys.head_dim));
+}
+constexpr TierQk kTierQk = {qk_tier<2>, qk_tier<3>, qk_tier<4>, qk_tier<6>, fp16_to_fp32};
+
+template <int kBits>
+void qk(const QkArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
+        qk_tiered(a, kTierQk);
+    } else {
+        qk_uniform<kBits>(a, formats::block_layout(true, kBits, a.keys.head_dim));
     }
 }
 
@@ -190,7 +211,7 @@ void pv(const PvArgs& a) noexcept {
         std::int32_t p16[kPage];
         float constant = 0.0f, weight = 0.0f, largest = 0.0f;
         for (int t = 0; t < kPage; ++t) {
-            const float scale = load_param(block, t);
+            const float scale = load_scale(block, l, t);
             scaled[t] = p[t] * scale;
             constant += scaled[t] * formats::kCentreAboveMiddle;
             weight += p[t];
@@ -210,17 +231,34 @@ float* decoded_at(const DecodeArgs& a, int t, int c) noexcept {
     return a.transposed ? a.out + c * a.out_stride + t : a.out + t * a.out_stride + c;
 }
 
+// order: see TierDecode; null: the block's channels are the head's.
 template <int kBits>
-void decode_key(const DecodeArgs& a) noexcept {
-    const BlockLayout l = formats::block_layout(true, kBits, a.page.head_dim);
+void decode_uniform(const DecodeArgs& a, const BlockLayout& l, const std::uint8_t* order) noexcept {
     for (int c = 0; c < a.page.head_dim; ++c) {
-        const float scale = load_param(a.page.data, c);
+        const int channel = order != nullptr ? 4 * order[c / 4] + c % 4 : c;
+        const float scale = load_scale(a.page.data, l, c);
         const float zero = load_param(a.page.data + l.offsets, c);
         int codes[kPage];
         key_codes<kBits>(a.page.data, l, c, codes);
         for (int t = 0; t < kPage; ++t) {
-            *decoded_at(a, t, c) = static_cast<float>(codes[t]) * scale + zero;
+            *decoded_at(a, t, channel) = static_cast<float>(codes[t]) * scale + zero;
         }
+    }
+}
+
+template <int kBits>
+void decode_tier(const DecodeArgs& a, const std::uint8_t* order) noexcept {
+    decode_uniform<kBits>(a, formats::block_layout_of_tier(kBits, a.page.head_dim), order);
+}
+constexpr TierDecode kTierDecode = {decode_tier<2>, decode_tier<3>, decode_tier<4>, decode_tier<6>,
+                                    fp16_to_fp32};
+
+template <int kBits>
+void decode_key(const DecodeArgs& a) noexcept {
+    if (formats::is_tiered(true, kBits, a.page.head_dim)) {
+        decode_key_tiered(a, kTierDecode);
+    } else {
+        decode_uniform<kBits>(a, formats::block_layout(true, kBits, a.page.head_dim), nullptr);
     }
 }
 
@@ -228,7 +266,7 @@ template <int kBits>
 void decode_value(const DecodeArgs& a) noexcept {
     const BlockLayout l = formats::block_layout(false, kBits, a.page.head_dim);
     for (int t = 0; t < kPage; ++t) {
-        const float scale = load_param(a.page.data, t);
+        const float scale = load_scale(a.page.data, l, t);
         int codes[kMaxHeadDim];
         value_codes<kBits>(a.page.data, l, t, 0, a.page.head_dim, codes);
         for (int c = 0; c < a.page.head_dim; ++c) {

@@ -2,6 +2,7 @@
 
 #include "formats/block_layout.h"
 #include "kernels/scalar/scalar.h"
+#include "kernels/tiered_keys.h"
 #include "mixed_kv/fp16.h"
 
 namespace mixed_kv::kernels::scalar {
@@ -22,7 +23,8 @@ void row_to_fp32(const PageData& page, int t, float* out) noexcept {
 }  // namespace
 
 // Everything lives on the stack here; the size is the common minimum of the instruction sets.
-std::size_t scratch_bytes(int /*head_dim*/) noexcept { return 64; }
+// Tiered keys alone take scratch.
+std::size_t scratch_bytes(int head_dim) noexcept { return permuted_bytes(head_dim, kMaxDecodeRows); }
 
 void qk_f16(const QkArgs& a) noexcept {
     for (int t = 0; t < a.keys.n_tokens; ++t) {
