@@ -23,9 +23,8 @@ constexpr float gain(int step) {
 constexpr int kSteps = kMaxTiers - 1;
 constexpr float kGain[kSteps] = {gain(0), gain(1), gain(2), gain(3)};
 
-// An error in a wide channel meets large queries there: scores weigh its squared error by about the range
-// once more. 1.0 to 1.5 times the power of the squared error alone were tried
-// (docs/adr/0014-bits-by-channel.md).
+// The squared error weighs with the squared range, and once more with the range: what attention looks for
+// lies in the wide channels. Powers 2 and 3 were compared (docs/adr/0014-bits-by-channel.md).
 float importance(const float* ranges) noexcept {
     float cube[4];
     for (int i = 0; i < 4; ++i) {

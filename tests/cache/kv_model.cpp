@@ -7,7 +7,7 @@
 #include <set>
 #include <tuple>
 
-#include "formats/block_layout.h"
+#include "formats/codec.h"
 #include "kernels/contract.h"
 
 namespace mixed_kv::test {
@@ -220,10 +220,17 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
                                 const std::vector<fp16_t>& decoded) {
     const PageLayout layout = tensor_.layout();
     const int bits = layout.format->code_bits;
-    const auto clip = formats::clip_factors(layout.role == KvRole::key, bits);
-    const double clipped = 1.0 - clip.factor[clip.count - 1];
-    const double relative = 0.5 / ((1 << bits) - 1) + clipped + 0x1p-9;
-    const double tiny = (1 << bits) * 0x1p-25 + 1e-7;  // scales among the subnormals
+    const bool narrow = formats::is_narrow(bits);
+    const auto form = narrow ? formats::ScaleForm::byte : formats::ScaleForm::half;
+    // Of a range in codes of this width. Byte scales are rounded up by at most an eighth.
+    const auto relative_error = [&](int width) {
+        const auto clip = formats::clip_factors(layout.role == KvRole::key, width, form);
+        const double clipped = 1.0 - *std::min_element(clip.factor, clip.factor + clip.count);
+        return (narrow ? 0.5625 : 0.5) / ((1 << width) - 1) + clipped + 0x1p-9;
+    };
+    const double relative = relative_error(bits);
+    // Scales among the subnormals.
+    const double tiny = narrow ? 0x1p-17 : (1 << bits) * 0x1p-25 + 1e-7;
     const int n_head = layout.shape.n_head, head_dim = layout.shape.head_dim;
     const std::uint64_t counted = valid(index) & ~page.overlay;
     const auto at = [&](const fp16_t* rows, int t, int head, int d) {
@@ -232,6 +239,8 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
     const fp16_t* truth = truth_rows.data();
     for (int head = 0; head < n_head; ++head) {
         if (layout.role == KvRole::key) {
+            const formats::BlockReader reader(
+                bits, KvRole::key, head_dim, page.data + static_cast<std::size_t>(head) * layout.block_bytes);
             for (int d = 0; d < head_dim; ++d) {
                 double low = INFINITY, high = -INFINITY;
                 for (int t = 0; t < kPageTokens; ++t) {
@@ -239,8 +248,11 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
                     low = std::min(low, at(truth, t, head, d));
                     high = std::max(high, at(truth, t, head, d));
                 }
+                // A channel without codes is its mean.
+                const int width = reader.width(d);
+                const double share = width == 0 ? 1.0 : relative_error(width);
                 const double bound =
-                    relative * (high - low) + 0x1p-9 * std::max(std::abs(low), std::abs(high)) + tiny;
+                    share * (high - low) + 0x1p-9 * std::max(std::abs(low), std::abs(high)) + tiny;
                 for (int t = 0; t < kPageTokens; ++t) {
                     if (!has(counted, t)) continue;
                     const double error = std::abs(at(truth, t, head, d) - at(decoded.data(), t, head, d));
@@ -268,7 +280,7 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
                 reach = std::max(reach, std::abs(value - means[d]));
                 largest = std::max(largest, std::abs(value) + std::abs(means[d]));
             }
-            // Scales of values are rounded up by at most a sixteenth.
+            // Scales of values are rounded up by at most a sixteenth, or have been counted as rounded.
             bounds[t] = relative * 2.125 * reach + 0x1p-9 * largest + tiny;
             mean_bound += bounds[t] / std::popcount(counted);
         }

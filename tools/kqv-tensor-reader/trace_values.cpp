@@ -30,8 +30,12 @@ namespace {
 class PageDecoder {
   public:
     PageDecoder(const TraceRecord& record, const CachePart& part, Side side, int64_t head_dim)
-        : part_(part), role_(side == Side::k ? KvRole::key : KvRole::value), head_dim_(int(head_dim)) {
-        const char* name = side == Side::k ? "k_quant" : "v_quant";
+        : record_(record),
+          part_(part),
+          name_(side == Side::k ? "k_quant" : "v_quant"),
+          role_(side == Side::k ? KvRole::key : KvRole::value),
+          head_dim_(int(head_dim)) {
+        const char* name = name_;
         const trace::ColdLayout& cold = part.cold;
         const ColdFormat* format = find_cold_format(cold.format);
         if (format == nullptr) fail(record, name, "unknown cold format '" + cold.format + "'");
@@ -60,13 +64,20 @@ class PageDecoder {
     // [64][head_dim] of one KV head.
     std::vector<double> decode(size_t page, int64_t head, int64_t n_head_kv) const {
         const auto bytes = size_t(part_.cold.block_bytes);
-        return reference::decode_block(
-            code_bits_, role_, head_dim_,
-            part_.codes.bytes.data() + (page * size_t(n_head_kv) + size_t(head)) * bytes);
+        try {
+            return reference::decode_block(
+                code_bits_, role_, head_dim_,
+                part_.codes.bytes.data() + (page * size_t(n_head_kv) + size_t(head)) * bytes);
+        } catch (const Error& error) {
+            fail(record_, name_,
+                 "page " + std::to_string(page) + ", head " + std::to_string(head) + ": " + error.what());
+        }
     }
 
   private:
+    const TraceRecord& record_;
     const CachePart& part_;
+    const char* name_;
     KvRole role_;
     int head_dim_;
     int code_bits_ = 0;
