@@ -189,12 +189,14 @@ void register_all() {
         const auto name = [&](const std::string& what, const std::string& shape) {
             return what + "_" + std::string(isa) + "/" + shape;
         };
+        std::vector<int> row_counts{1, 2, 3, 4, 8, 16, 32};
+        if (set->max_rows > 32) row_counts.push_back(set->max_rows);
         for (int format = -1; format < int(cold_formats().size()); ++format) {
             const std::string f = format < 0 ? "f16" : std::string(cold_formats()[format].name);
             for (const KvRole role : {KvRole::key, KvRole::value}) {
                 for (const int dim : {64, 128}) {
                     const std::string d = "head_dim:" + std::to_string(dim);
-                    for (const int rows : {1, 2, 3, 4, 8, 32}) {
+                    for (const int rows : row_counts) {
                         const std::string what = (role == KvRole::key ? "qk_" : "pv_") + f;
                         const std::string shape = d + "/rows:" + std::to_string(rows);
                         benchmark::RegisterBenchmark(name(what, shape).c_str(), attention, set, format, role,
@@ -212,7 +214,9 @@ void register_all() {
         benchmark::RegisterBenchmark(name("gemm", "64x64x64").c_str(), gemm, set, 64, 64, 64);
         benchmark::RegisterBenchmark(name("gemm", "64x64x128").c_str(), gemm, set, 64, 64, 128);
         benchmark::RegisterBenchmark(name("gemm", "64x128x64").c_str(), gemm, set, 64, 128, 64);
+        benchmark::RegisterBenchmark(name("gemm", "128x512x64").c_str(), gemm, set, 128, 512, 64);
         benchmark::RegisterBenchmark(name("softmax", "rows:4").c_str(), softmax, set, 4);
+        benchmark::RegisterBenchmark(name("softmax", "rows:128").c_str(), softmax, set, 128);
     }
 }
 

@@ -97,10 +97,12 @@ struct Kernels {
     }
 };
 
+// A page as rows, and the same transposed or the sums of a call's rows.
 template <std::size_t Set>
 std::size_t scratch_bytes(int head_dim) noexcept {
-    const std::size_t page = std::size_t(kPage) * round_up_to_16(head_dim) * sizeof(float);
-    return std::max(base_sets[Set]->scratch_bytes(head_dim), 2 * page);
+    const std::size_t row = round_up_to_16(head_dim) * sizeof(float);
+    const std::size_t sums = std::size_t(std::max(base_sets[Set]->max_rows, kPage)) * row;
+    return std::max(base_sets[Set]->scratch_bytes(head_dim), kPage * row + sums);
 }
 
 // One set of the list, extended.

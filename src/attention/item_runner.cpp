@@ -9,12 +9,18 @@
 
 namespace mixed_kv::attention {
 
+namespace {
+
+// Fewer rows in a step than these would not pay for converting or unpacking a page for them.
+constexpr int kStepRows = 64;
+
+}  // namespace
+
 void ItemRunner::run(const Item& item) noexcept {
     tile_ = &plan_.tiles()[std::size_t(item.tile)];
-    n_rows_ = tile_->n_rows();
+    take_rows(0, tile_->n_q);
     page_end_ = item.page_end;
     gather_q();
-    q_turn_ = nullptr;
     run_pages(item, Values::any);
     if (!result_is_finite()) run_pages(item, Values::may_be_infinite);
 }
@@ -26,21 +32,10 @@ void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
         if (kind == MaskPages::hidden) continue;
         const PageStep step{page, int(std::min<std::int64_t>(kPageTokens, args_.n_kv - page * kPageTokens)),
                             &page_at(keys(), page), &page_at(values(), page)};
-        if (step.k->state == PageState::empty) {
-            std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
+        if (kind == MaskPages::mixed && args_.mask.data != nullptr && n_rows_ > kStepRows / 2) {
+            run_mixed_page(step, values_are);
         } else {
-            stored_scores(step);
-        }
-        const bool mixed = kind == MaskPages::mixed;
-        if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
-        softmax();
-        if (step.v->state == PageState::empty) continue;  // zero values add nothing
-        if (values_are == Values::may_be_infinite) {
-            visible_values(step);
-        } else if (args_.v_is_k && step.v->state == PageState::cold) {
-            decoded_values(step);  // there is no kernel for p * K
-        } else {
-            stored_values(step);
+            run_page(step, kind == MaskPages::mixed, values_are);
         }
     }
     if (rotated_used_) {
@@ -51,6 +46,83 @@ void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
             for (int d = 0; d < args_.head_dim_v; ++d) o[d] += rotated[d];
         }
     }
+}
+
+void ItemRunner::run_page(const PageStep& step, bool mixed, Values values_are) noexcept {
+    if (step.k->state == PageState::empty) {
+        std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
+    } else {
+        stored_scores(step);
+    }
+    if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
+    softmax();
+    if (step.v->state == PageState::empty) return;  // zero values add nothing
+    if (values_are == Values::may_be_infinite) {
+        visible_values(step);
+    } else if (args_.v_is_k && step.v->state == PageState::cold) {
+        decoded_values(step);  // there is no kernel for p * K
+    } else {
+        stored_values(step);
+    }
+}
+
+// Where the border of a causal mask or a window crosses a page, its queries go in steps of about kStepRows
+// rows: each leaves out the queries that see nothing of the page, and the tokens after the last that is seen.
+void ItemRunner::run_mixed_page(PageStep step, Values values_are) noexcept {
+    const int n_tokens = step.n_tokens;
+    const int queries_per_step = std::max(1, kStepRows / tile_->n_head);
+    int first = -1, end = 0, tokens = 0;  // of the step: queries first .. end - 1
+    const auto finish_step = [&] {
+        if (first >= 0) {
+            take_rows(first, end - first);
+            step.n_tokens = tokens;
+            run_page(step, true, values_are);
+        }
+        first = -1;
+        tokens = 0;
+    };
+    for (int query = 0; query < tile_->n_q; ++query) {
+        if (query % queries_per_step == 0) finish_step();
+        const int seen = seen_tokens({step.page, n_tokens, step.k, step.v}, query);
+        if (seen == 0) continue;
+        if (first < 0) first = query;
+        end = query + 1;
+        tokens = std::max(tokens, seen);
+    }
+    finish_step();
+    take_rows(0, tile_->n_q);
+}
+
+// Tokens of the page up to the last that the query sees, with any of the tile's heads.
+int ItemRunner::seen_tokens(const PageStep& step, int query) const noexcept {
+    int seen = 0;
+    const int n_heads = args_.mask.n_head > 1 ? tile_->n_head : 1;
+    for (int head = 0; head < n_heads; ++head) {
+        const fp16_t* mask =
+            args_.mask.row(tile_->stream, tile_->head0 + head, tile_->q0 + query) + step.page * kPageTokens;
+        int t = step.n_tokens;
+        while (t > seen && mask[t - 1] == kMaskedOut) --t;
+        seen = t;
+    }
+    return seen;
+}
+
+// Restricts what follows to some queries of the tile.
+void ItemRunner::take_rows(int first_query, int n_queries) noexcept {
+    const std::ptrdiff_t first = std::ptrdiff_t(first_query) * tile_->n_head;
+    first_query_ = first_query;
+    n_queries_ = n_queries;
+    n_rows_ = n_queries * tile_->n_head;
+    q_turn_ = nullptr;
+    s_ = all_;
+    s_.q += first * sizes_.q_stride;
+    s_.scores += first * kPageTokens;
+    s_.o += first * sizes_.o_stride;
+    s_.o_rotated += first * sizes_.o_stride;
+    s_.m += first;
+    s_.l += first;
+    s_.rescale += first;
+    s_.slope += first;
 }
 
 bool ItemRunner::result_is_finite() const noexcept {
@@ -96,7 +168,7 @@ void ItemRunner::clear_state() noexcept {
 
 void ItemRunner::logits(const PageStep& step, bool mixed) noexcept {
     int row = 0;
-    for (int query = 0; query < tile_->n_q; ++query) {
+    for (int query = first_query_; query < first_query_ + n_queries_; ++query) {
         for (int head = 0; head < tile_->n_head; ++head, ++row) {
             const fp16_t* mask =
                 mixed ? args_.mask.row(tile_->stream, tile_->head0 + head, tile_->q0 + query) : nullptr;
@@ -119,7 +191,7 @@ void ItemRunner::softmax() noexcept {
 
 float* ItemRunner::value_sum(const Page& v) noexcept {
     if (v.state != PageState::cold || sizes_.v_rotation <= 1) return s_.o;
-    if (!rotated_used_) std::fill_n(s_.o_rotated, n_rows_ * sizes_.o_stride, 0.0f);
+    if (!rotated_used_) std::fill_n(all_.o_rotated, tile_->n_rows() * sizes_.o_stride, 0.0f);
     rotated_used_ = true;
     return s_.o_rotated;
 }

@@ -6,8 +6,8 @@
 namespace mixed_kv::attention {
 
 // Attention of one tile over one range of pages: leaves, per row, m, l and the unnormalised sum of p * v in
-// scratch.m, .l and .o. Kernels read K and V as they are stored, also for many rows: integer arithmetic on
-// the codes outruns decoding a page and multiplying floats (twice as fast with AVX2, 128 rows, q4 and q8).
+// scratch.m, .l and .o. Kernels read K and V as they are stored, also for many rows: decoding a page and
+// multiplying floats is no faster (AVX2, 128 rows, q4 and q8: mixed-kv-bench prefill --depth 8192).
 // Values of cold pages are summed in the rotated basis they are stored in; one transform at the end of the
 // item joins both sums.
 //
@@ -18,7 +18,7 @@ class ItemRunner {
   public:
     ItemRunner(const AttentionArgs& args, const kernels::KernelSet& set, const Plan& plan, const Sizes& sizes,
                const Scratch& scratch) noexcept
-        : args_(args), set_(set), plan_(plan), sizes_(sizes), s_(scratch) {}
+        : args_(args), set_(set), plan_(plan), sizes_(sizes), all_(scratch), s_(scratch) {}
 
     void run(const Item& item) noexcept;
 
@@ -26,7 +26,7 @@ class ItemRunner {
     // What the steps of one page share.
     struct PageStep {
         std::int64_t page;
-        int n_tokens;  // cells of the page below n_kv
+        int n_tokens;  // cells of the page below n_kv, up to the last one that one of the rows sees
         const Page* k;
         const Page* v;
     };
@@ -35,16 +35,22 @@ class ItemRunner {
 
     enum class Values { any, may_be_infinite };
     void run_pages(const Item& item, Values values_are) noexcept;
+    void run_page(const PageStep& step, bool mixed, Values values_are) noexcept;
+    void run_mixed_page(PageStep step, Values values_are) noexcept;
+    int seen_tokens(const PageStep& step, int query) const noexcept;
     bool result_is_finite() const noexcept;
 
+    void take_rows(int first_query, int n_queries) noexcept;
     void gather_q() noexcept;
     void clear_state() noexcept;
     void logits(const PageStep& step, bool mixed) noexcept;
     void softmax() noexcept;
     float* value_sum(const Page& v) noexcept;  // o or o_rotated, whichever basis the page's values are in
 
-    void stored_scores(const PageStep& step) noexcept;  // stored_pages.cpp
+    int rows_per_call(const Page& page) const noexcept;  // stored_pages.cpp
+    void stored_scores(const PageStep& step) noexcept;
     void stored_values(const PageStep& step) noexcept;
+    bool fp16_pair(const PageStep& step) const noexcept;
     const std::byte* next_data(const PageTable& table, const PageStep& step, PageState state) const noexcept;
     void shifted_scores(const PageStep& step) noexcept;  // shifted_keys.cpp
     const float* turned_q(const float* turn) noexcept;
@@ -57,12 +63,14 @@ class ItemRunner {
     const kernels::KernelSet& set_;
     const Plan& plan_;
     const Sizes& sizes_;
-    const Scratch& s_;
+    const Scratch& all_;
     const Tile* tile_ = nullptr;
-    int n_rows_ = 0;
+    // The rows that are worked on: all of the tile but in pages that only some of its queries see.
+    Scratch s_;
+    int first_query_ = 0, n_queries_ = 0, n_rows_ = 0;
     std::int64_t page_end_ = 0;      // of the item
     bool rotated_used_ = false;      // o_rotated holds something
-    const float* q_turn_ = nullptr;  // the turn in q_turned
+    const float* q_turn_ = nullptr;  // the turn that these rows have in q_turned
 };
 
 // scores[r][t] of the cells of `tokens`, taken from packed[r][i], i the cell's rank among the set bits.

@@ -36,8 +36,8 @@ void ItemRunner::shifted_scores(const PageStep& step) noexcept {
         const std::uint64_t cells = last ? as_stored : shift.cells[g] & ~page.overlay;
         if (cells == 0) continue;
         const float* q = turned_q(last ? nullptr : table.turns->turn(shift.turn[g]));
-        for (int row = 0; row < n_rows_; row += kernels::kMaxDecodeRows) {
-            const int n_rows = std::min(kernels::kMaxDecodeRows, n_rows_ - row);
+        for (int row = 0; row < n_rows_; row += set_.max_rows) {
+            const int n_rows = std::min(set_.max_rows, n_rows_ - row);
             float* scores = s_.scores + row * kPageTokens;
             kernels::QkArgs qk{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
                                q + row * sizes_.q_stride,
@@ -57,8 +57,8 @@ void ItemRunner::shifted_scores(const PageStep& step) noexcept {
         first = false;
     }
     if (page.overlay == 0) return;
-    for (int row = 0; row < n_rows_; row += kernels::kMaxDecodeRows) {
-        const int n_rows = std::min(kernels::kMaxDecodeRows, n_rows_ - row);
+    for (int row = 0; row < n_rows_; row += set_.max_rows) {
+        const int n_rows = std::min(set_.max_rows, n_rows_ - row);
         set_.qk_f16({overlay_data(table, page, tile_->head_kv, args_.head_dim_k),
                      s_.q + row * sizes_.q_stride, sizes_.q_stride, n_rows, s_.overlay, s_.kernel});
         scatter_columns(s_.overlay, page.overlay, n_rows, s_.scores + row * kPageTokens);

@@ -78,14 +78,14 @@ void KvTensor::plan_shift(const KeyShift& shift) {
     ShiftPlan& plan = *shift_plan_;
     plan.shift = shift;
     plan.turns.pairs = shift.pairs;
-    plan.n_groups.resize(pages_.size());
-    plan.head.resize(2 * static_cast<std::size_t>(shift.pairs.n_pairs));
-    plan.rows.resize(layout_.row_bytes() / sizeof(fp16_t));
-    for (int i = 0; i < shift.n_turns; ++i) {
-        const float* turn = shift.turns + static_cast<std::ptrdiff_t>(i) * 2 * shift.pairs.n_pairs;
-        plan.kind_keeps_length.push_back(keeps_length(turn, shift.pairs.n_pairs) ? 1 : 0);
-    }
     try {
+        plan.n_groups.resize(pages_.size());
+        plan.head.resize(2 * static_cast<std::size_t>(shift.pairs.n_pairs));
+        plan.rows.resize(layout_.row_bytes() / sizeof(fp16_t));
+        for (int i = 0; i < shift.n_turns; ++i) {
+            const float* turn = shift.turns + static_cast<std::ptrdiff_t>(i) * 2 * shift.pairs.n_pairs;
+            plan.kind_keeps_length.push_back(keeps_length(turn, shift.pairs.n_pairs) ? 1 : 0);
+        }
         for (std::uint32_t index = 0; index < pages_.size(); ++index) {
             if (pages_[index].state == PageState::cold && !plan_groups(index)) plan_encoding(index);
         }

@@ -20,7 +20,7 @@ struct PageData {
     int n_tokens;                       // fp16: 1..64 rows; cold: always 64
     int head_dim;
     const std::byte* next =
-        nullptr;  // hint: data of the page that qk (or pv) reads after this one, fetched ahead
+        nullptr;  // hint: data of the page of this form that is read after this one, fetched ahead
 };
 
 // scores[r][t] = sum_d q[r][d] * K[t][d]   for t < n_tokens; the rest of the 64 columns is left alone.
@@ -28,7 +28,7 @@ struct QkArgs {
     PageData keys;
     const float* q;  // [n_rows][q_stride], kq_scale applied; q_stride >= round_up(head_dim, 16), padding is 0
     std::ptrdiff_t q_stride;
-    int n_rows;          // 1..KernelSet::max_rows
+    int n_rows;          // 1..KernelSet::max_rows; qk_f16: 1..KernelSet::fp16_rows
     float* scores;       // [n_rows][64]
     std::byte* scratch;  // KernelSet::scratch_bytes(head_dim) bytes, 64-byte aligned
     // Cold keys only: scores[r][t] += the sum instead. What is added is rounded to float by itself, so that
@@ -40,7 +40,7 @@ struct QkArgs {
 struct PvArgs {
     PageData values;
     const float* p;  // [n_rows][64], p >= 0, 0 where masked, and 0 for t >= n_tokens
-    int n_rows;      // 1..KernelSet::max_rows
+    int n_rows;      // as for qk
     float* o;        // [n_rows][o_stride], o_stride >= round_up(head_dim, 16); the padding may be written
     std::ptrdiff_t o_stride;
     std::byte* scratch;
@@ -114,10 +114,12 @@ struct FormatKernels {
 struct KernelSet {
     const char* name;
     bool (*supported)() noexcept;
-    int max_rows;  // most query rows qk/pv take in one call, at least kMaxDecodeRows
-    // How far qk_f16 and pv_f16 may be off in each product, relative to its magnitude and beside the rounding
-    // of float sums: 0 for float arithmetic.
-    float fp16_product_error;
+    // Most query rows that kernels take in one call, so that a page is prepared once for them: of cold pages,
+    // and of FP16 pages; max_rows >= kMaxDecodeRows, fp16_rows >= max_rows.
+    int max_rows, fp16_rows;
+    // How far qk_f16, pv_f16 and gemm may be off in each product, relative to its magnitude and beside the
+    // rounding of float sums: 0 for float arithmetic.
+    float product_error;
     std::size_t (*scratch_bytes)(int head_dim) noexcept;
 
     void (*qk_f16)(const QkArgs&) noexcept;

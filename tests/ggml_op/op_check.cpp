@@ -95,7 +95,7 @@ OpFigures check_op(const OpData& data, const OpAnswers& a, const std::string& is
                    const std::vector<float>& out) {
     OpFigures f;
     ErrorModel ours = data.model;
-    ours.fp16_product_error = double(kernel_set(isa).fp16_product_error);
+    ours.product_error = double(kernel_set(isa).product_error);
     ErrorModel plain = data.model;  // of libtorch's own rounding: float, no integers
     plain.integer_scores = plain.integer_values = plain.rotated_values = false;
     std::vector<double> exact, torch;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/kernel_test_support.h"
+#include "mixed_kv/fp16.h"
 
 namespace mixed_kv::testing {
 namespace {
@@ -247,6 +248,41 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
                     for (int c = 0; c < dim; ++c) {
                         ASSERT_EQ(pv.row(r)[c], pv_scalar.row(r)[c]) << "row " << r << " channel " << c;
                     }
+                }
+            }
+        }
+    }
+}
+
+// The largest sums there are: every code the largest or the smallest, every integer of a row the limit.
+// Kernels multiply some codes where they lie in the byte, which takes 4 bits more.
+TEST_P(ColdAttention, LargestIntegerSumsEqualTheScalarOnes) {
+    int index = 0;
+    for (const ColdFormat& format : cold_formats()) {
+        const kernels::FormatKernels& k = kernels().formats[index];
+        const kernels::FormatKernels& scalar = scalar_kernels().formats[index++];
+        for (const int dim : {128, 256, 260, 272, 512, 576, 1024}) {
+            SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim));
+            std::vector<std::uint16_t> rows(std::size_t(kPageTokens) * std::size_t(dim), fp32_to_fp16(1.0f));
+            std::fill_n(rows.begin(), 3 * dim, fp32_to_fp16(-1.0f));
+            EncodedPage keys(format, KvRole::key, dim, rows);
+            keys.make_integer_only();
+            constexpr int n_rows = 6;
+            const QkRun run(kernels(), dim, n_rows), want(scalar_kernels(), dim, n_rows);
+            std::fill(run.q.data(), run.q.data() + run.q.size(), 0.0f);
+            for (int r = 0; r < n_rows; ++r) {
+                for (int c = 0; c < dim; ++c) {
+                    const float sign = r % 2 == 0 ? 1.0f : -1.0f;  // times the scale: the same everywhere
+                    run.q[std::size_t(r) * std::size_t(run.stride) + std::size_t(c)] =
+                        sign * std::ldexp(1.0f, c * 5 % 4);
+                }
+            }
+            std::memcpy(want.q.data(), run.q.data(), run.q.size() * sizeof(float));
+            k.qk(run.args(keys.page()));
+            scalar.qk(want.args(keys.page()));
+            for (int r = 0; r < n_rows; ++r) {
+                for (int t = 0; t < kPageTokens; ++t) {
+                    ASSERT_EQ(run.row(r)[t], want.row(r)[t]) << "row " << r << " token " << t;
                 }
             }
         }

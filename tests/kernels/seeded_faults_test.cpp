@@ -136,7 +136,7 @@ TEST(SeededFaults, InSplitScoresAreRejected) {
             const float k_high = to_8_bits(k), q_high = to_8_bits(q[c]);
             const float k_low = k - k_high, q_low = to_8_bits(q[c] - q_high);
             value += double(q[c]) * k;
-            bound += ((dim / 4 + 4) * 0x1p-24 + 0x1p-15) * std::abs(double(q[c]) * k);
+            bound += ((dim / 4 + 4) * 0x1p-24 + 3 * 0x1p-16) * std::abs(double(q[c]) * k);
             whole[t] += q_high * k_high + q_low * k_high + q_high * k_low;
             no_low_k[t] += q_high * k_high + q_low * k_high;
             no_low_q[t] += q_high * k_high + q_high * k_low;

@@ -166,7 +166,7 @@ AttentionArgs AttentionCase::args() noexcept {
 }
 
 std::vector<float> AttentionCase::run(const kernels::KernelSet& set, int n_threads, Threading threading) {
-    fp16_product_error_ = std::max(fp16_product_error_, double(set.fp16_product_error));
+    product_error_ = std::max(product_error_, double(set.product_error));
     FlashDecode decode(set);
     return run(decode, args(), n_threads, threading);
 }
@@ -201,7 +201,7 @@ std::vector<float> AttentionCase::run(FlashDecode& decode, const AttentionArgs& 
 }
 
 std::vector<float> AttentionCase::run(const kernels::KernelSet& set, const AttentionArgs& a) {
-    fp16_product_error_ = std::max(fp16_product_error_, double(set.fp16_product_error));
+    product_error_ = std::max(product_error_, double(set.product_error));
     FlashDecode decode(set);
     return run(decode, a, 1, Threading::one_caller);
 }
@@ -269,8 +269,8 @@ ErrorModel AttentionCase::error_model() {
         return false;
     };
     // Cold pages are read as integers; for values that are keys they are decoded to float (v_ is null then).
-    return {spec_.head_dim_k,   spec_.head_dim_v,   spec_.n_kv,          has_cold(k_.get()),
-            has_cold(v_.get()), has_cold(v_.get()), fp16_product_error_, value_range_};
+    return {spec_.head_dim_k,   spec_.head_dim_v,   spec_.n_kv,     has_cold(k_.get()),
+            has_cold(v_.get()), has_cold(v_.get()), product_error_, value_range_};
 }
 
 RowErrors AttentionCase::check(const std::vector<float>& out) {

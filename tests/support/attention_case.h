@@ -97,7 +97,7 @@ class AttentionCase {
     MaskView mask_view_;
     std::unique_ptr<reference::AttentionOutputs> reference_;
     double value_range_ = 0.0;
-    double fp16_product_error_ = 0.0;  // the largest of the sets that ran
+    double product_error_ = 0.0;  // the largest of the sets that ran
 };
 
 }  // namespace mixed_kv::test

@@ -20,7 +20,7 @@ struct ErrorModel {
         false;  // some keys are cold, and read by the decode kernels: q is carried at 16 bits
     bool integer_values = false;  // the same for values: p is carried at 16 bits
     bool rotated_values = false;  // some values are cold: they are summed in the rotated basis
-    double fp16_product_error = 0.0;  // KernelSet::fp16_product_error
+    double product_error = 0.0;   // KernelSet::product_error
     double value_range = 0.0;     // largest |v| of any cell, in the model's basis and in the rotated one
 };
 

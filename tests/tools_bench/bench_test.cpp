@@ -127,6 +127,42 @@ TEST(Bench, ModelJsonAndPlot) {
     EXPECT_NE(text.str().find(">600<"), std::string::npos);
 }
 
+TEST(Bench, ModelPrompts) {
+    const auto arguments = [](const char* output) {
+        return std::vector<std::string>{"model",        "-m",  random_model(), "--depths", "0,600",
+                                        "--n-prompt",   "96",  "--threads",    "1",        "--k",
+                                        "q4",           "--v", "q8",           "--host",   "f16,q8_0",
+                                        "--rotate-mib", "8",   output};
+    };
+    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_EQ(json.at("mode"), "model");
+    EXPECT_EQ(json.at("n_prompt"), 96);
+    expect_machine(json);
+    ASSERT_EQ(json.at("cases").size(), 2U);
+    for (const nlohmann::json& c : json.at("cases")) {
+        EXPECT_GT(c.at("tokens_per_second").get<double>(), 0);
+        EXPECT_EQ(c.at("samples"), 5) << "one ubatch a round";
+        EXPECT_EQ(c.count("tokens_per_second_ceiling"), 0U);
+        EXPECT_EQ(c.at("host").size(), 2U);
+        for (const char* type : {"f16", "q8_0"}) {
+            EXPECT_NEAR(c.at("speedup").at(type).get<double>(),
+                        c.at("tokens_per_second").get<double>() / c.at("host").at(type).get<double>(),
+                        1e-3 * c.at("speedup").at(type).get<double>());
+        }
+    }
+    EXPECT_GT(json.at("cases")[1].at("kv_bytes").get<double>(), 600.0 * 3 * 2 * 2 * 64 * 0.5);
+    const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
+    ASSERT_EQ(csv.exit_status, 0) << csv.err;
+    EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,", 0), 0U);
+    EXPECT_NE(csv.out.find(",96,600,q4,q8,"), std::string::npos) << csv.out;
+    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    ASSERT_EQ(table.exit_status, 0) << table.err;
+    EXPECT_NE(table.out.find("prompts of 96 tokens"), std::string::npos) << table.out;
+    EXPECT_EQ(table.out.find("ceiling"), std::string::npos) << table.out;
+}
+
 struct Refusal {
     std::string name;
     std::vector<std::string> arguments;
@@ -154,6 +190,7 @@ const Refusal kRefusals[] = {
     {"NoModel", {"model"}, 2, "--model"},
     {"NoModelFile", {"model", "-m", "no/such.gguf"}, 1, "no/such.gguf"},
     {"TwoFormatsOfAModel", {"model", "-m", "no/such.gguf", "--k", "q4,q8", "--v", "q4"}, 2, "one --k"},
+    {"PromptTooLong", {"model", "-m", "no/such.gguf", "--n-prompt", "4097"}, 2, "n-prompt"},
     {"DepthOfAttention", {"attention", "--depth", "5"}, 2, "--depth"},
 };
 

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kMaxThreads = 512;  // GGML_MAX_N_THREADS
 constexpr int kMinRounds = 5;     // for a median and quartiles
+constexpr int kMaxPrompt = 4096;  // tokens of one ubatch
 constexpr std::int64_t kMaxRows = std::int64_t(1) << 24;
 
 const std::vector<std::string> kHostTypes = {"f16", "q8_0", "q4_0"};
@@ -201,7 +202,8 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
     add_common(*p, prefill, prefill_texts);
 
-    CLI::App* m = app.add_subcommand("model", "Tokens per second of a model at context depths");
+    CLI::App* m = app.add_subcommand(
+        "model", "Tokens per second of a model at context depths, generating or reading a prompt");
     model.mode = BenchMode::model;
     model.depths = {0, 4096, 32768};
     const Settings defaults = Settings::from_environment();
@@ -215,6 +217,10 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
         ->delimiter(',')
         ->expected(1, 64)
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
+    m->add_option("--n-prompt", model.n_prompt,
+                  "Tokens of a step: 1 generates one by one, more is one ubatch of a prompt")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMaxPrompt));
     m->add_option("--window", model.window, "Newest rows kept in FP16")
         ->capture_default_str()
         ->check(CLI::Range(0, std::numeric_limits<int>::max()));

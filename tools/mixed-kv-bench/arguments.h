@@ -31,6 +31,7 @@ struct BenchArguments {
 
     // model
     std::string model;
+    int n_prompt = 1;  // tokens of a step: 1 generates, more is a ubatch of a prompt
     int window = 64, sinks = 4;
     std::string svg;  // file for the plot; empty: none
 

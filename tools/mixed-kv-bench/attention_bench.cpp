@@ -176,7 +176,10 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
             AttentionCase c =
                 run_case(runtime, bandwidth, arguments, shape, data, k, v, machine.rotation_bytes);
             const bool all_hot = shape.n_hot == shape.n_kv;  // whatever the format of cold pages is
-            c.unit = unit_used(arguments.isa, all_hot ? "f16" : k != "f16" ? k : v,
+            c.unit = unit_used(arguments.isa,
+                               all_hot      ? "f16"
+                               : k != "f16" ? k
+                                            : v,
                                shape.n_q * shape.n_head / shape.n_head_kv);
             c.peak_gflops = peak_of(c.unit);
             report.cases.push_back(std::move(c));

@@ -13,8 +13,8 @@ struct ComputePeak {
     double operations_per_second = 0;
 };
 
-// The unit that does most of a kernel set's work on pages of a format ("f16" or a cold format) for n_rows query
-// rows per KV head.
+// The unit that does most of a kernel set's work on pages of a format ("f16" or a cold format) for n_rows
+// query rows per KV head.
 std::string unit_used(const std::string& isa, const std::string& format, std::int64_t n_rows);
 
 // Throws std::runtime_error for a unit that this CPU has not.

@@ -24,23 +24,33 @@ constexpr int kMinTokensPerRound = 3, kMaxTokensPerRound = 16;
 constexpr int kSeedTokens = 256;  // computed for real, then repeated
 constexpr std::size_t kBandwidthSampleBytes = std::size_t(256) << 20;
 
+std::vector<llama_token> some_tokens(std::size_t n, std::int32_t n_vocab) {
+    std::vector<llama_token> tokens(n);
+    for (std::size_t i = 0; i < n; ++i) tokens[i] = llama_token((i * 7919 + 11) % std::size_t(n_vocab));
+    return tokens;
+}
+
 // A context under test.
 struct Contestant {
-    Contestant(std::string name_in, std::unique_ptr<Context> context_in)
-        : name(std::move(name_in)), context(std::move(context_in)) {}
+    Contestant(std::string name_in, std::unique_ptr<Context> context_in, std::vector<llama_token> tokens)
+        : name(std::move(name_in)), context(std::move(context_in)), step_tokens(std::move(tokens)) {}
     std::string name;  // host type, or "ours"
     std::unique_ptr<Context> context;
-    std::vector<double> rates;  // of single tokens
+    std::vector<llama_token> step_tokens;
+    std::vector<double> rates;  // tokens per second of single steps
 
-    // Decodes one token; seconds.
+    // Decodes one token, or one ubatch of a prompt; seconds.
     double step() const {
-        const llama_token token = 5;
         const auto begin = std::chrono::steady_clock::now();
-        context->decode(&token, 1);
+        context->decode(step_tokens.data(), int(step_tokens.size()));
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
 
     void run_round() {
+        if (step_tokens.size() > 1) {  // long enough that waking threads does not count
+            rates.push_back(double(step_tokens.size()) / step());
+            return;
+        }
         step();  // wakes this context's threads
         double seconds = 0;
         for (int i = 0; i < kMaxTokensPerRound && (i < kMinTokensPerRound || seconds < kSecondsPerRound);
@@ -56,9 +66,7 @@ struct Contestant {
 void fill(const Contestant& c, std::int64_t depth, std::int32_t n_vocab) {
     llama_memory_clear(c.context->memory(), true);
     if (depth == 0) return;
-    std::vector<llama_token> tokens(std::size_t(std::min<std::int64_t>(depth, kSeedTokens)));
-    for (std::size_t i = 0; i < tokens.size(); ++i)
-        tokens[i] = llama_token((i * 7919 + 11) % std::size_t(n_vocab));
+    const auto tokens = some_tokens(std::size_t(std::min<std::int64_t>(depth, kSeedTokens)), n_vocab);
     c.context->decode(tokens.data(), int(tokens.size()));
     if (depth > std::int64_t(tokens.size())) extend_by_repetition(c.context->get(), std::uint32_t(depth));
 }
@@ -99,6 +107,7 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
     machine.last_level_cache_bytes = last_level_cache_bytes();
     set_rotation(machine, arguments);
     report.model = arguments.model;
+    report.n_prompt = arguments.n_prompt;
     report.window = arguments.window;
     report.sinks = arguments.sinks;
 
@@ -118,16 +127,21 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
     const std::int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(our_model.get()));
 
     ContextOptions options;
-    options.n_ctx = std::uint32_t((arguments.depths.back() + kMaxTokensPerRound + 256) / 256 * 256);
-    options.n_batch = options.n_ubatch = kSeedTokens;
+    const int most_tokens = std::max(kMaxTokensPerRound, arguments.n_prompt);
+    options.n_ctx = std::uint32_t((arguments.depths.back() + most_tokens + 256) / 256 * 256);
+    options.n_batch = options.n_ubatch = std::uint32_t(std::max(kSeedTokens, arguments.n_prompt));
     options.n_threads = options.n_threads_batch = arguments.n_threads;
     options.flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     check_memory(our_model.get(), arguments, options.n_ctx);
     std::vector<Contestant> contestants;
-    contestants.emplace_back("ours", std::make_unique<Context>(our_model.get(), options));
+    // One token, always the same: generation.
+    const std::vector<llama_token> step_tokens = arguments.n_prompt == 1
+                                                     ? std::vector<llama_token>{5}
+                                                     : some_tokens(std::size_t(arguments.n_prompt), n_vocab);
+    contestants.emplace_back("ours", std::make_unique<Context>(our_model.get(), options), step_tokens);
     for (const std::string& type : arguments.host_types) {
         options.type_k = options.type_v = *cache_type_from_name(type);
-        contestants.emplace_back(type, std::make_unique<Context>(host_model.get(), options));
+        contestants.emplace_back(type, std::make_unique<Context>(host_model.get(), options), step_tokens);
     }
     ReadBandwidth bandwidth(machine.rotation_bytes, arguments.n_threads);
     bandwidth.choose_pattern(3);
@@ -136,7 +150,7 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
         for (Contestant& c : contestants) {
             fill(c, depth, n_vocab);
             c.rates.clear();
-            for (int i = 0; i < 2; ++i) c.step();  // warm-up
+            for (int i = 0; i < (arguments.n_prompt == 1 ? 2 : 1); ++i) c.step();  // warm-up
             back_to(c, depth);
         }
         ModelCase result;
@@ -162,8 +176,10 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
     machine.read_bandwidth = bandwidth.bytes_per_second();
     machine.read_samples = bandwidth.n_samples();
     machine.read_pattern = bandwidth.pattern();
-    for (ModelCase& c : report.cases)
+    for (ModelCase& c : report.cases) {
+        if (arguments.n_prompt > 1) break;
         c.tokens_per_second_ceiling = machine.read_bandwidth / double(report.weight_bytes + c.kv_bytes);
+    }
     return report;
 }
 

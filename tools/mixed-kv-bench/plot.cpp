@@ -65,7 +65,8 @@ std::string plot_svg(const ModelReport& report) {
         "font-family=\"sans-serif\" "
         "font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
         kLeft + kWidth + kRight, kTop + kHeight + kBottom);
-    svg += fmt::format("<text x=\"10\" y=\"18\">Tokens per second against context depth: {}</text>\n",
+    svg += fmt::format("<text x=\"10\" y=\"18\">Tokens per second against context depth{}: {}</text>\n",
+                       report.n_prompt == 1 ? "" : fmt::format(", prompts of {} tokens", report.n_prompt),
                        escaped(report.description));
     svg += fmt::format("<text x=\"10\" y=\"34\">{}, {} threads, kernels {}; window {}, sinks {}</text>\n",
                        escaped(report.machine.cpu), report.machine.n_threads, report.machine.isa,

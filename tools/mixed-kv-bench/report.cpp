@@ -154,6 +154,7 @@ Json to_json(const ModelReport& report) {
                  {"model", report.model},
                  {"description", report.description},
                  {"weight_bytes", report.weight_bytes},
+                 {"n_prompt", report.n_prompt},
                  {"window", report.window},
                  {"sinks", report.sinks}};
     json.update(machine_json(report.machine));
@@ -162,7 +163,7 @@ Json to_json(const ModelReport& report) {
         Json item = {{"depth", c.depth}, {"k", c.k}, {"v", c.v}};
         add_spread(item, "tokens_per_second", c.tokens_per_second);
         item["kv_bytes"] = c.kv_bytes;
-        item["tokens_per_second_ceiling"] = rounded(c.tokens_per_second_ceiling, 6);
+        if (report.n_prompt == 1) item["tokens_per_second_ceiling"] = rounded(c.tokens_per_second_ceiling, 6);
         item["host"] = Json::object();
         item["host_quartiles"] = Json::object();
         item["speedup"] = Json::object();
@@ -204,16 +205,18 @@ std::string to_csv(const AttentionReport& report) {
 }
 
 std::string to_csv(const ModelReport& report) {
-    std::string text = "mode,isa,threads,read_bandwidth,depth,k,v,tokens_per_second,q1,q3,kv_bytes,ceiling";
+    std::string text =
+        "mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,q1,q3,kv_bytes,ceiling";
     const std::vector<std::string> types = host_types(report);
     for (const std::string& type : types)
         text += fmt::format(",host_{}_tokens_per_second,speedup_{}", type, type);
     text += "\n";
     for (const ModelCase& c : report.cases) {
-        text += fmt::format("model,{},{},{:.6g},{},{},{},{:.6g},{:.6g},{:.6g},{},{:.6g}", report.machine.isa,
-                            report.machine.n_threads, report.machine.read_bandwidth, c.depth, c.k, c.v,
-                            c.tokens_per_second.median, c.tokens_per_second.q1, c.tokens_per_second.q3,
-                            c.kv_bytes, c.tokens_per_second_ceiling);
+        text += fmt::format("model,{},{},{:.6g},{},{},{},{},{:.6g},{:.6g},{:.6g},{},", report.machine.isa,
+                            report.machine.n_threads, report.machine.read_bandwidth, report.n_prompt, c.depth,
+                            c.k, c.v, c.tokens_per_second.median, c.tokens_per_second.q1,
+                            c.tokens_per_second.q3, c.kv_bytes);
+        if (report.n_prompt == 1) text += fmt::format("{:.6g}", c.tokens_per_second_ceiling);
         for (const std::string& type : types) {
             const double host = c.host.at(type).median;
             text += fmt::format(",{:.6g},{:.6g}", host, c.tokens_per_second.median / host);
@@ -266,18 +269,20 @@ std::string to_table(const AttentionReport& report, bool markdown) {
 }
 
 std::string to_table(const ModelReport& report, bool markdown) {
-    Row header = {"depth", "K", "V", "tokens/s", "KV MB", "of ceiling"};
+    Row header = {"depth", "K", "V", "tokens/s", "KV MB"};
+    const bool generates = report.n_prompt == 1;
+    if (generates) header.emplace_back("of ceiling");
     const std::vector<std::string> types = host_types(report);
     for (const std::string& type : types) header.push_back("host " + type);
     for (const std::string& type : types) header.push_back("x " + type);
     std::vector<Row> rows;
     for (const ModelCase& c : report.cases) {
-        Row row = {std::to_string(c.depth),
-                   c.k,
-                   c.v,
-                   with_quartiles(c.tokens_per_second, "{:.2f}"),
-                   fmt::format("{:.1f}", double(c.kv_bytes) * 1e-6),
-                   fmt::format("{:.0f} %", 100 * c.tokens_per_second.median / c.tokens_per_second_ceiling)};
+        Row row = {std::to_string(c.depth), c.k, c.v, with_quartiles(c.tokens_per_second, "{:.2f}"),
+                   fmt::format("{:.1f}", double(c.kv_bytes) * 1e-6)};
+        if (generates) {
+            row.push_back(
+                fmt::format("{:.0f} %", 100 * c.tokens_per_second.median / c.tokens_per_second_ceiling));
+        }
         for (const std::string& type : types) row.push_back(fmt::format("{:.2f}", c.host.at(type).median));
         for (const std::string& type : types)
             row.push_back(fmt::format("{:.2f}", c.tokens_per_second.median / c.host.at(type).median));
@@ -285,13 +290,16 @@ std::string to_table(const ModelReport& report, bool markdown) {
     }
     std::string text = machine_lines(report.machine);
     text += fmt::format(
-        "{} ({:.0f} MB of weights); window {}, sinks {}; tokens per second, medians with quartiles\n",
-        report.description, double(report.weight_bytes) * 1e-6, report.window, report.sinks);
+        "{} ({:.0f} MB of weights); window {}, sinks {}; {}tokens per second, medians with quartiles\n",
+        report.description, double(report.weight_bytes) * 1e-6, report.window, report.sinks,
+        generates ? "" : fmt::format("prompts of {} tokens; ", report.n_prompt));
     if (markdown) text += "\n";
     text += aligned(header, rows, markdown);
     if (markdown) text += "\n";
-    text += fmt::format("Roofline: {}; the ceiling reads all weights and our K and V once per token.\n",
-                        read_line(report.machine));
+    text += generates
+                ? fmt::format("Roofline: {}; the ceiling reads all weights and our K and V once per token.\n",
+                              read_line(report.machine))
+                : fmt::format("{}; prompts are bound by arithmetic.\n", read_line(report.machine));
     return text;
 }
 

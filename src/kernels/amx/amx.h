@@ -17,6 +17,7 @@ std::size_t scratch_bytes(int head_dim) noexcept;
 std::size_t fp16_scratch_bytes(int head_dim) noexcept;  // of qk_f16 and pv_f16
 void qk_f16(const QkArgs& args) noexcept;
 void pv_f16(const PvArgs& args) noexcept;
+void gemm(const GemmArgs& args) noexcept;
 
 #define MIXED_KV_DECLARE_FORMAT(name, bits)            \
     void qk_##name##_amx(const QkArgs& args) noexcept; \

@@ -34,13 +34,20 @@ inline Halves split(__m512 x0, __m512 x1) noexcept {
     return {to_bf16(high0, high1), to_bf16(_mm512_sub_ps(x0, high0), _mm512_sub_ps(x1, high1))};
 }
 
-// Numbers of at most 16 bits, lane by lane x0's and x1's beside each other.
+// Lane by lane x0's and x1's beside each other. exact: the numbers have 16 bits at most, so their low parts
+// are bfloat16 already.
+enum class Low { exact, rounded };
+template <Low kLow>
 inline Halves split_interleaved(__m512 x0, __m512 x1) noexcept {
     const __m512 high0 = round_to_8_bits(x0), high1 = round_to_8_bits(x1);
+    const auto rest = [](__m512 x, __m512 high) {
+        const __m512 low = _mm512_sub_ps(x, high);
+        return kLow == Low::exact ? low : round_to_8_bits(low);
+    };
     const auto interleave = [](__m512 even, __m512 odd) {
         return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd));
     };
-    return {interleave(high0, high1), interleave(_mm512_sub_ps(x0, high0), _mm512_sub_ps(x1, high1))};
+    return {interleave(high0, high1), interleave(rest(x0, high0), rest(x1, high1))};
 }
 
 // Whether any number seen was infinite or NaN.

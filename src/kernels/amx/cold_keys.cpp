@@ -16,13 +16,12 @@ namespace {
 template <int kBits>
 inline void unpack_keys(const std::byte* block, const std::byte* next, const BlockLayout& l,
                         std::byte* out) noexcept {
-    const __m512i centre = _mm512_set1_epi8(static_cast<char>(formats::code_centre(kBits)));
     avx512::Ahead ahead(next, l.byte_plane, l.bytes, block);
     for (int g = 0; g < l.dim / 4; ++g, out += 4 * kPage) {
         ahead.step<avx512::lines_per_step(kBits, 4)>();
         unroll<4>([&](auto j) {
             const __m512i codes = avx512::plain_key_codes<kBits, decltype(j)::value>(block, l, g);
-            _mm512_storeu_si512(out + j.value * 64, _mm512_sub_epi8(codes, centre));
+            _mm512_storeu_si512(out + j.value * 64, centred<kBits>(codes));
         });
     }
 }

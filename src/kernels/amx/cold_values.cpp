@@ -14,7 +14,6 @@ namespace {
 template <int kBits>
 inline void unpack_values(const std::byte* block, const std::byte* next, const BlockLayout& l,
                           std::byte* out) noexcept {
-    const __m512i centre = _mm512_set1_epi8(static_cast<char>(formats::code_centre(kBits)));
     avx512::Ahead ahead(next, l.byte_plane, l.bytes, block);
     const std::ptrdiff_t row = std::ptrdiff_t(l.dim) * 4;
     for (int u = 0; u < kPage / 16; ++u) {
@@ -22,7 +21,7 @@ inline void unpack_values(const std::byte* block, const std::byte* next, const B
             ahead.step<avx512::lines_per_step(kBits, 4)>();
             unroll<4>([&](auto g) {
                 const __m512i codes = avx512::value_codes<kBits, decltype(g)::value>(block, l, u, v);
-                _mm512_storeu_si512(out + (4 * u + g.value) * row + v * 64, _mm512_sub_epi8(codes, centre));
+                _mm512_storeu_si512(out + (4 * u + g.value) * row + v * 64, centred<kBits>(codes));
             });
         }
     }

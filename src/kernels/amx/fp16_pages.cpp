@@ -2,8 +2,8 @@
 // x = high + low, high being x rounded to bfloat16 (8 bits) and low the rest, rounded alike. Of a binary16
 // number, which has 11 bits, nothing is lost; of a float no more than 2^-16 of it. Products are high * high +
 // low * high + high * low, in float; low * low, at most 2^-16 of the whole, is left out. So a product is off
-// by at most 2^-15 of its magnitude, of either sign: tests/support/tolerance.cpp says what that makes of
-// attention.
+// by at most 2^-15 of its magnitude, of either sign. KernelSet::product_error is that and what gemm's second
+// rounded factor adds; tests/support/tolerance.cpp says what becomes of it in attention.
 
 #include "formats/block_layout.h"
 #include "kernels/amx/amx.h"
@@ -13,7 +13,9 @@
 namespace mixed_kv::kernels::amx {
 namespace {
 
-// Below, converting the block's rows costs more than the tiles save.
+// Below, splitting the page, or the block's rows, costs more than the tiles save (estimates of
+// docs/performance-amx.md).
+constexpr int kMinFp16Rows = 16;
 constexpr int kMinKeys = 4;
 constexpr int kMinValues = 16;
 
@@ -76,7 +78,7 @@ inline bool split_values(const PageData& page, int dim, Operand& out) noexcept {
                          x1 = avx512::load_halves(at + page.token_stride_bytes,
                                                   t + 1 < page.n_tokens ? lanes : none);
             bad.see(x0), bad.see(x1);
-            const Halves pair = split_interleaved(x0, x1);
+            const Halves pair = split_interleaved<Low::exact>(x0, x1);
             _mm512_storeu_si512(out.high + to + std::ptrdiff_t(c) * 4, pair.high);
             _mm512_storeu_si512(out.low + to + std::ptrdiff_t(c) * 4, pair.low);
         }
@@ -126,7 +128,7 @@ std::size_t fp16_scratch_bytes(int head_dim) noexcept {
 void qk_f16(const QkArgs& a) noexcept {
     const int length = formats::round_up(a.keys.head_dim, 16);
     Memory m = place(a.scratch, length, std::ptrdiff_t(formats::round_up(length, 32)) * kPage * 2);
-    if (a.n_rows < kMinRows || a.keys.n_tokens < kMinKeys || !split_keys(a.keys, m.page)) {
+    if (a.n_rows < kMinFp16Rows || a.keys.n_tokens < kMinKeys || !split_keys(a.keys, m.page)) {
         avx512::qk_f16(a);
         return;
     }
@@ -148,7 +150,7 @@ void qk_f16(const QkArgs& a) noexcept {
 void pv_f16(const PvArgs& a) noexcept {
     const int dim = formats::round_up(a.values.head_dim, 16);
     Memory m = place(a.scratch, kPage, std::ptrdiff_t(dim) * kPage * 2);
-    if (a.n_rows < kMinRows || a.values.n_tokens < kMinValues || !split_values(a.values, dim, m.page)) {
+    if (a.n_rows < kMinFp16Rows || a.values.n_tokens < kMinValues || !split_values(a.values, dim, m.page)) {
         avx512::pv_f16(a);
         return;
     }

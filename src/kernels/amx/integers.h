@@ -17,6 +17,13 @@ using formats::BlockLayout;
 constexpr int kStep = 64;
 constexpr int whole_steps(int n) { return formats::round_up(n, kStep); }
 
+// 64 codes less code_centre, as signed bytes.
+template <int kBits>
+inline __m512i centred(__m512i codes) noexcept {
+    const __m512i centre = _mm512_set1_epi8(static_cast<char>(formats::code_centre(kBits)));
+    return kBits == 8 ? _mm512_xor_si512(codes, centre) : _mm512_sub_epi8(codes, centre);
+}
+
 // The integers of one pass over the page.
 struct Pass {
     std::byte *high, *low;  // [16][whole_steps(length)], 0 beyond length

@@ -2,86 +2,65 @@
 
 #include "formats/block_layout.h"
 #include "kernels/avx2/avx2.h"
+#include "kernels/avx2/matrix_tile.h"
 #include "kernels/avx2/simd.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
 
-// kRows x 16 (kFull) or kRows x n outputs, n <= 16, in registers over the whole k: 12 sums, 2 loads of b and
-// kRows broadcasts of a per step.
-template <int kRows, bool kFull>
-inline void gemm_tile(const GemmArgs& g, int i0, int j0, int n) noexcept {
+// The last n < 16 columns of kRows rows.
+template <int kRows>
+inline void matrix_edge(const GemmArgs& g, int i0, int j0, int n) noexcept {
     const __m256i mask0 = lane_mask(n < 8 ? n : 8), mask1 = lane_mask(n > 8 ? n - 8 : 0);
-    const auto load = [](const float* p, __m256i mask) {
-        return kFull ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask);
-    };
     __m256 sum[kRows][2];
-    for (int i = 0; i < kRows; ++i) {
-        sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-        if (g.accumulate) {
-            const float* c = g.c + (i0 + i) * g.c_stride + j0;
-            sum[i][0] = load(c, mask0);
-            sum[i][1] = load(c + 8, mask1);
-        }
-    }
+    unrolled<kRows>([&](auto i) { sum[i.value][0] = sum[i.value][1] = _mm256_setzero_ps(); });
     const float* a = g.a + i0 * g.a_stride;
     const float* b = g.b + j0;
     for (int k = 0; k < g.k; ++k, b += g.b_stride) {
-        const __m256 b0 = load(b, mask0), b1 = load(b + 8, mask1);
-        for (int i = 0; i < kRows; ++i) {
-            const __m256 x = _mm256_broadcast_ss(a + i * g.a_stride + k);
-            sum[i][0] = _mm256_fmadd_ps(x, b0, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(x, b1, sum[i][1]);
+        const __m256 b0 = _mm256_maskload_ps(b, mask0), b1 = _mm256_maskload_ps(b + 8, mask1);
+        unrolled<kRows>([&](auto i) {
+            const __m256 x = in_register(_mm256_broadcast_ss(a + i.value * g.a_stride + k));
+            sum[i.value][0] = _mm256_fmadd_ps(x, b0, sum[i.value][0]);
+            sum[i.value][1] = _mm256_fmadd_ps(x, b1, sum[i.value][1]);
+        });
+    }
+    unrolled<kRows>([&](auto i) {
+        float* c = g.c + (i0 + i.value) * g.c_stride + j0;
+        __m256 s0 = sum[i.value][0], s1 = sum[i.value][1];
+        if (g.accumulate) {
+            s0 = _mm256_add_ps(_mm256_maskload_ps(c, mask0), s0);
+            s1 = _mm256_add_ps(_mm256_maskload_ps(c + 8, mask1), s1);
         }
-    }
-    for (int i = 0; i < kRows; ++i) {
-        float* c = g.c + (i0 + i) * g.c_stride + j0;
-        if constexpr (kFull) {
-            _mm256_storeu_ps(c, sum[i][0]);
-            _mm256_storeu_ps(c + 8, sum[i][1]);
-        } else {
-            _mm256_maskstore_ps(c, mask0, sum[i][0]);
-            _mm256_maskstore_ps(c + 8, mask1, sum[i][1]);
-        }
-    }
-}
-
-template <int kRows>
-inline void gemm_rows(const GemmArgs& g, int i) noexcept {
-    int j = 0;
-    for (; j + 16 <= g.n; j += 16) {
-        gemm_tile<kRows, true>(g, i, j, 16);
-    }
-    if (j < g.n) {
-        gemm_tile<kRows, false>(g, i, j, g.n - j);
-    }
+        _mm256_maskstore_ps(c, mask0, s0);
+        _mm256_maskstore_ps(c + 8, mask1, s1);
+    });
 }
 
 }  // namespace
 
+// 16 columns of b for all rows of a. They are copied together first: at strides of a power of two they would
+// share a few sets of L1 and push each other out.
 void gemm(const GemmArgs& g) noexcept {
-    int i = 0;
-    for (; i + 6 <= g.m; i += 6) {
-        gemm_rows<6>(g, i);
+    constexpr int kPanelRows = 128;
+    alignas(64) float panel[kPanelRows * 16];
+    int j = 0;
+    for (; j + 16 <= g.n; j += 16) {
+        for (int k = 0; k < g.k; k += kPanelRows) {
+            const int n = g.k - k < kPanelRows ? g.k - k : kPanelRows;
+            const float* b = g.b + k * g.b_stride + j;
+            for (int i = 0; i < n; ++i, b += g.b_stride) {
+                _mm256_store_ps(panel + i * 16, _mm256_loadu_ps(b));
+                _mm256_store_ps(panel + i * 16 + 8, _mm256_loadu_ps(b + 8));
+            }
+            for_row_blocks(g.m, [&](int i, auto rows) {
+                matrix_tile<decltype(rows)::value>(g.a + i * g.a_stride + k, g.a_stride, panel, 16, n,
+                                                   g.c + i * g.c_stride + j, g.c_stride,
+                                                   g.accumulate || k != 0);
+            });
+        }
     }
-    switch (g.m - i) {
-        case 5:
-            gemm_rows<5>(g, i);
-            break;
-        case 4:
-            gemm_rows<4>(g, i);
-            break;
-        case 3:
-            gemm_rows<3>(g, i);
-            break;
-        case 2:
-            gemm_rows<2>(g, i);
-            break;
-        case 1:
-            gemm_rows<1>(g, i);
-            break;
-        default:
-            break;
+    if (j < g.n) {
+        for_row_blocks(g.m, [&](int i, auto rows) { matrix_edge<decltype(rows)::value>(g, i, j, g.n - j); });
     }
 }
 

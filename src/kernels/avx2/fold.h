@@ -182,9 +182,14 @@ inline void fold_rest(float* scaled, int length, int limit, unsigned rows, Pass&
     round_rows<kBits, kRows>(scaled, length, reduce<kRows>(largest, Max{}), limit, pass);
 }
 
-// Asks for the scales and zero points (or means) of the next page.
+// Asks for the scales and zero points (or means) of the next page, and before that for a line of each 4 KiB
+// of it: the walks of the page tables overlap.
 inline void prefetch_parameters(const std::byte* next, const BlockLayout& l) noexcept {
     if (next == nullptr) return;
+    for (std::size_t at = 4096; at < l.bytes; at += 4096) {
+        prefetch(next + at);
+    }
+    prefetch(next + l.bytes - 1);
     for (std::size_t at = 0; at < l.byte_plane; at += 64) {
         prefetch(next + at);
     }

@@ -4,40 +4,11 @@
 // walk over the whole page, which stays in L1 for the next rows; meanwhile the first rows fetch the next
 // page, because a page is too short a stream for the hardware, which stops at every 4 KiB.
 
-#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/fp16_pages.h"
 #include "kernels/avx2/registers.h"
-#include "kernels/avx2/simd.h"
 
 namespace mixed_kv::kernels::avx2 {
 namespace {
-
-// From a byte of this page to the same byte of the next one, 0 if it is not known or pages are not
-// contiguous: this page is then fetched again, which costs less than to ask.
-inline std::ptrdiff_t distance_to_next(const PageData& page) noexcept {
-    if (page.next == nullptr || page.token_stride_bytes != std::ptrdiff_t(page.head_dim) * 2) {
-        return 0;
-    }
-    return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(page.next) -
-                                       reinterpret_cast<std::uintptr_t>(page.data));
-}
-
-// To L2: one page and its query rows fill L1.
-inline void fetch(const std::byte* page, std::ptrdiff_t offset) noexcept {
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(page) +
-                                               static_cast<std::uintptr_t>(offset)),
-                 _MM_HINT_T1);
-}
-
-inline __m256 pair_sums(__m256 a, __m256 b) noexcept {
-    return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-}
-
-// The sums of the lanes of four vectors. Half the instructions of horizontal additions.
-inline __m128 sum_each(__m256 v0, __m256 v1, __m256 v2, __m256 v3) noexcept {
-    const __m256 a = pair_sums(v0, v1), b = pair_sums(v2, v3);
-    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
-    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-}
 
 // Tokens of a tile of kRows query rows.
 template <int kRows>
@@ -88,9 +59,8 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, int r, int t, std::ptrdi
 }
 
 template <int kRows>
-inline void qk_rows(const QkArgs& a, int r, std::ptrdiff_t to_next) noexcept {
+inline void qk_rows(const QkArgs& a, int r, int t, std::ptrdiff_t to_next) noexcept {
     constexpr int kTokens = kTileTokens<kRows>, kWritten = (kTokens + 3) / 4 * 4;
-    int t = 0;
     for (; t + kWritten <= a.keys.n_tokens; t += kTokens) {
         qk_tile<kRows, kTokens>(a, r, t, to_next);
     }
@@ -100,9 +70,9 @@ inline void qk_rows(const QkArgs& a, int r, std::ptrdiff_t to_next) noexcept {
 }
 
 // Adds the last channels, those that fill no vector.
-void qk_rest(const QkArgs& a) noexcept {
+void qk_rest(const QkArgs& a, int t) noexcept {
     const int c = a.keys.head_dim & -8, n = a.keys.head_dim - c;
-    for (int t = 0; t < a.keys.n_tokens; ++t) {
+    for (; t < a.keys.n_tokens; ++t) {
         const __m256 k = load_halves(a.keys.data + t * a.keys.token_stride_bytes + std::ptrdiff_t(c) * 2, n);
         for (int r = 0; r < a.n_rows; ++r) {
             a.scores[r * kPage + t] +=
@@ -183,15 +153,23 @@ void pv_rest(const PvArgs& a) noexcept {
 
 void qk_f16(const QkArgs& a) noexcept {
     const std::ptrdiff_t to_next = distance_to_next(a.keys);
+    const int t = a.n_rows < kBlockRows ? 0 : qk_f16_blocks(a, to_next);
+    if (t == a.keys.n_tokens) {
+        return;
+    }
     for_row_tiles(a.n_rows,
-                  [&](int r, auto rows) { qk_rows<decltype(rows)::value>(a, r, r == 0 ? to_next : 0); });
+                  [&](int r, auto rows) { qk_rows<decltype(rows)::value>(a, r, t, r == 0 ? to_next : 0); });
     if (a.keys.head_dim % 8 != 0) {
-        qk_rest(a);
+        qk_rest(a, t);
     }
 }
 
 void pv_f16(const PvArgs& a) noexcept {
     const std::ptrdiff_t to_next = distance_to_next(a.values);
+    if (a.n_rows >= kBlockRows) {
+        pv_f16_blocks(a, to_next);
+        return;
+    }
     for_row_tiles(a.n_rows,
                   [&](int r, auto rows) { pv_rows<decltype(rows)::value>(a, r, r == 0 ? to_next : 0); });
     if (a.values.head_dim % 8 != 0) {

@@ -54,13 +54,7 @@ inline __m256 tanh_ps(__m256 x) noexcept {
     return _mm256_or_ps(sign, _mm256_blendv_ps(large, small, is_small));
 }
 
-// Lane i of the result is the sum (the maximum) of v[i]'s lanes.
-inline __m128 sum_each(const __m256 (&v)[4]) noexcept {
-    const __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
-    const __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
-    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
-    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-}
+// Lane i of the result is the maximum of v[i]'s lanes.
 inline __m128 max_each(const __m256 (&v)[4]) noexcept {
     const __m256 a = _mm256_max_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
     const __m256 b = _mm256_max_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
@@ -114,7 +108,8 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
         }
         sum[row.value] = _mm256_add_ps(sum0, sum1);
     });
-    const __m128 l = _mm_fmadd_ps(_mm_maskload_ps(a.l + r, rows), rescale, sum_each(sum));
+    const __m128 l =
+        _mm_fmadd_ps(_mm_maskload_ps(a.l + r, rows), rescale, sum_each(sum[0], sum[1], sum[2], sum[3]));
     _mm_maskstore_ps(a.m + r, rows, m);
     _mm_maskstore_ps(a.l + r, rows, l);
     _mm_maskstore_ps(a.rescale + r, rows, rescale);

@@ -34,7 +34,8 @@ const KernelSet kKernelSet = {
     .supported = cpu_has_avx512,
 #endif
     .max_rows = kMaxDecodeRows,
-    .fp16_product_error = 0.0f,
+    .fp16_rows = kMaxDecodeRows,
+    .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,
     .pv_f16 = pv_f16,
