@@ -23,14 +23,18 @@ constexpr float gain(int step) {
 constexpr int kSteps = kMaxTiers - 1;
 constexpr float kGain[kSteps] = {gain(0), gain(1), gain(2), gain(3)};
 
-// The squared error weighs with the squared range, and once more with the range: what attention looks for
-// lies in the wide channels. Powers 2 and 3 were compared (docs/adr/0014-bits-by-channel.md).
-float importance(const float* ranges) noexcept {
-    float cube[4];
+// The squared error weighs with the squared range, and at 3 bits once more with the range: what attention
+// looks for lies in the wide channels. At 2 bits that would leave too little for the others; both powers were
+// measured for both (docs/adr/0014-bits-by-channel.md).
+float importance(int code_bits, const float* ranges) noexcept {
+    float of[4];
     for (int i = 0; i < 4; ++i) {
-        cube[i] = ranges[i] * ranges[i] * ranges[i];
+        of[i] = ranges[i] * ranges[i];
+        if (code_bits > 2) {
+            of[i] *= ranges[i];
+        }
     }
-    return (cube[0] + cube[1]) + (cube[2] + cube[3]);
+    return (of[0] + of[1]) + (of[2] + of[3]);
 }
 
 }  // namespace
@@ -41,7 +45,7 @@ void choose_key_tiers(int code_bits, const float* ranges, int head_dim, std::byt
     float of_quad[kMaxQuads];
     std::uint8_t order[kMaxQuads];
     for (int g = 0; g < n_quads; ++g) {
-        of_quad[g] = importance(ranges + g * 4);
+        of_quad[g] = importance(code_bits, ranges + g * 4);
         order[g] = static_cast<std::uint8_t>(g);
     }
     std::sort(order, order + n_quads, [&of_quad](std::uint8_t a, std::uint8_t b) {
