@@ -23,14 +23,13 @@ auto kernel_of(const Set& set, int width) noexcept {
     }
 }
 
-// The query rows' quads in the order of the block, [n_rows][head_dim]. Rows in the inner loop: what the first
-// tier reads first has then been written long before.
+// The query rows' quads in the order of the block, [n_rows][head_dim].
 void permute_rows(const QkArgs& a, const std::uint8_t* order, float* out) noexcept {
-    const int dim = a.keys.head_dim;
-    for (int g = 0; g < dim / kQuad; ++g, out += kQuad) {
-        const float* q = a.q + kQuad * order[g];
-        for (int r = 0; r < a.n_rows; ++r) {
-            std::memcpy(out + std::ptrdiff_t(r) * dim, q + r * a.q_stride, kQuad * sizeof(float));
+    const int n_quads = a.keys.head_dim / kQuad;
+    for (int r = 0; r < a.n_rows; ++r) {
+        const float* q = a.q + r * a.q_stride;
+        for (int g = 0; g < n_quads; ++g, out += kQuad) {
+            std::memcpy(out, q + kQuad * order[g], kQuad * sizeof(float));
         }
     }
 }
