@@ -1,6 +1,7 @@
-// libFuzzer harness for the kernels: every instruction set that this CPU runs gets the same bytes as the scalar set,
-// which is the definition. Encoders must write the same block (or refuse alike), decoders the same floats, qk and pv
-// the same products up to the order of their float sums. Buffers have their exact sizes, for AddressSanitizer.
+// libFuzzer harness for the kernels: every instruction set that this CPU runs gets the same bytes as the
+// scalar set, which is the definition. Encoders must write the same block (or refuse alike), decoders the
+// same floats, qk and pv the same products up to the order of their float sums. Buffers have their exact
+// sizes, for AddressSanitizer.
 //
 //   cmake --preset fuzz && cmake --build --preset fuzz
 //   build-fuzz/bin/fuzz_kernels -max_len=4096 WORK_FOLDER fuzz/corpus/kernels
@@ -72,7 +73,8 @@ class Aligned {
 };
 
 [[noreturn]] void fail(const char* what, const kernels::KernelSet& set, std::string_view format) {
-    std::fprintf(stderr, "%s differ: %s against scalar, %.*s\n", what, set.name, int(format.size()), format.data());
+    std::fprintf(stderr, "%s differ: %s against scalar, %.*s\n", what, set.name, int(format.size()),
+                 format.data());
     std::abort();
 }
 
@@ -145,7 +147,8 @@ Result run(const kernels::KernelSet& set, const Case& c) {
 }
 
 // Products differ by the order of float sums only: bounded by the sum of the terms' magnitudes.
-void compare_products(const kernels::KernelSet& set, const Case& c, const Result& expected, const Result& actual) {
+void compare_products(const kernels::KernelSet& set, const Case& c, const Result& expected,
+                      const Result& actual) {
     const bool key = c.role == KvRole::key;
     const int stride = key ? kPage : padded(c.head_dim), used = key ? kPage : c.head_dim;
     const int x_stride = key ? padded(c.head_dim) : kPage;
@@ -153,7 +156,8 @@ void compare_products(const kernels::KernelSet& set, const Case& c, const Result
     for (const float v : expected.decoded) largest = std::fmax(largest, std::fabs(v));
     for (int r = 0; r < c.n_rows; ++r) {
         float sum = 0;
-        for (int i = 0; i < x_stride; ++i) sum += std::fabs(c.x[std::size_t(r) * std::size_t(x_stride) + std::size_t(i)]);
+        for (int i = 0; i < x_stride; ++i)
+            sum += std::fabs(c.x[std::size_t(r) * std::size_t(x_stride) + std::size_t(i)]);
         const float allowed = 4e-6f * sum * largest + 1e-30f;
         for (int i = 0; i < used; ++i) {
             const std::size_t at = std::size_t(r) * std::size_t(stride) + std::size_t(i);
@@ -181,7 +185,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         if (!expected.encoded) continue;
         if (std::memcmp(actual.block.data(), expected.block.data(), expected.block.size()) != 0)
             fail("blocks", set, name);
-        if (std::memcmp(actual.decoded.data(), expected.decoded.data(), expected.decoded.size() * sizeof(float)) != 0)
+        if (std::memcmp(actual.decoded.data(), expected.decoded.data(),
+                        expected.decoded.size() * sizeof(float)) != 0)
             fail("decoded rows", set, name);
         compare_products(set, c, expected, actual);
     }

@@ -11,8 +11,8 @@
 // codecs that it checks. docs/cold-formats.md describes what it reads.
 namespace mixed_kv::reference {
 
-// One KV head's cold block as rows [64][head_dim] of the model's own basis (values are rotated back). Throws Error
-// if a key block's list of widths by channel is not one; no other bytes can be wrong.
+// One KV head's cold block as rows [64][head_dim] of the model's own basis (values are rotated back). Throws
+// Error if a key block's list of widths by channel is not one; no other bytes can be wrong.
 std::vector<double> decode_block(int code_bits, KvRole role, int head_dim, const std::byte* block);
 
 // The same without rotating values back.

@@ -220,7 +220,7 @@ TEST(Settings, BitsFollowTheCalibration) {
     EXPECT_EQ(formats(with_bits("8.5"), 2), "q8/q8 q8/q8");
     EXPECT_NE(formats(with_bits("4.5"), 2), "q4/q4 q4/q4") << "a uniform choice loses more";
     EXPECT_THAT(refusal({{"GGML_MIXED_KV_BITS", "2.4"}, {"GGML_MIXED_KV_CALIBRATION", path}}),
-                HasSubstr("smallest formats need 2.5 bits"));
+                HasSubstr("smallest formats need 2.4375 bits"));
     // A rule for a layer is stronger than the budget.
     EXPECT_EQ(formats(read({{"GGML_MIXED_KV_BITS", "2.5"},
                             {"GGML_MIXED_KV_CALIBRATION", path},

@@ -70,7 +70,8 @@ TEST_P(Fp16Pages, KeysMatchDoubleReference) {
                         for (int c = 0; c < dim; ++c) {
                             const double product = q[std::size_t(r) * stride + c] * page.at(t, c);
                             value += product;
-                            // A quarter of what one chain of dim sums may lose: roundings of either sign nearly cancel.
+                            // A quarter of what one chain of dim sums may lose: roundings of either sign
+                            // nearly cancel.
                             bound += ((dim / 4 + 4) * kRounding + product_error) * std::abs(product);
                         }
                         want.value.push_back(value);

@@ -13,18 +13,18 @@ template <int kRows>
 inline void matrix_edge(const GemmArgs& g, int i0, int j0, int n) noexcept {
     const __m256i mask0 = lane_mask(n < 8 ? n : 8), mask1 = lane_mask(n > 8 ? n - 8 : 0);
     __m256 sum[kRows][2];
-    unrolled<kRows>([&](auto i) { sum[i.value][0] = sum[i.value][1] = _mm256_setzero_ps(); });
+    unroll<kRows>([&](auto i) { sum[i.value][0] = sum[i.value][1] = _mm256_setzero_ps(); });
     const float* a = g.a + i0 * g.a_stride;
     const float* b = g.b + j0;
     for (int k = 0; k < g.k; ++k, b += g.b_stride) {
         const __m256 b0 = _mm256_maskload_ps(b, mask0), b1 = _mm256_maskload_ps(b + 8, mask1);
-        unrolled<kRows>([&](auto i) {
+        unroll<kRows>([&](auto i) {
             const __m256 x = in_register(_mm256_broadcast_ss(a + i.value * g.a_stride + k));
             sum[i.value][0] = _mm256_fmadd_ps(x, b0, sum[i.value][0]);
             sum[i.value][1] = _mm256_fmadd_ps(x, b1, sum[i.value][1]);
         });
     }
-    unrolled<kRows>([&](auto i) {
+    unroll<kRows>([&](auto i) {
         float* c = g.c + (i0 + i.value) * g.c_stride + j0;
         __m256 s0 = sum[i.value][0], s1 = sum[i.value][1];
         if (g.accumulate) {

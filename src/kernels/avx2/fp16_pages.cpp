@@ -22,8 +22,8 @@ constexpr int kTileTokens = kRows == 1   ? 8
 template <int kRows, int kTokens>
 __attribute__((noinline)) void qk_tile(const QkArgs& a, int r, int t, std::ptrdiff_t to_next) noexcept {
     __m256 sum[kRows][kTokens];
-    unrolled<kRows>(
-        [&](auto i) { unrolled<kTokens>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
+    unroll<kRows>(
+        [&](auto i) { unroll<kTokens>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
     const std::ptrdiff_t stride = a.keys.token_stride_bytes, q_stride = a.q_stride;
     const std::byte* keys = a.keys.data + t * stride;
     const float* q = a.q + r * q_stride;
@@ -32,16 +32,16 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, int r, int t, std::ptrdi
     for (std::ptrdiff_t c = 0; c < n; c += 8) {
         fetch(keys, to_next + c * 2 * kTokens);
         __m256 k[kTokens];
-        unrolled<kTokens>([&](auto j) { k[j.value] = load_halves(keys + j.value * stride + c * 2); });
-        unrolled<kRows>([&](auto i) {
+        unroll<kTokens>([&](auto j) { k[j.value] = load_halves(keys + j.value * stride + c * 2); });
+        unroll<kRows>([&](auto i) {
             const __m256 x = in_register(_mm256_loadu_ps(q + i.value * q_stride + c));
-            unrolled<kTokens>([&](auto j) {
+            unroll<kTokens>([&](auto j) {
                 sum[i.value][j.value] = _mm256_fmadd_ps(x, k[j.value], sum[i.value][j.value]);
             });
         });
     }
     float* out = a.scores + std::ptrdiff_t(r) * kPage + t;
-    unrolled<kRows>([&](auto i) {
+    unroll<kRows>([&](auto i) {
         constexpr int row = decltype(i)::value;
         if constexpr (kTokens == 1) {
             out[row * kPage] = horizontal_sum(sum[row][0]);
@@ -49,7 +49,7 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, int r, int t, std::ptrdi
             _mm_storeu_ps(out + row * kPage,
                           sum_each(sum[row][0], sum[row][1], sum[row][2], _mm256_setzero_ps()));
         } else {
-            unrolled<kTokens / 4>([&](auto quarter) {
+            unroll<kTokens / 4>([&](auto quarter) {
                 constexpr int j = 4 * decltype(quarter)::value;
                 _mm_storeu_ps(out + row * kPage + j,
                               sum_each(sum[row][j], sum[row][j + 1], sum[row][j + 2], sum[row][j + 3]));
@@ -92,24 +92,24 @@ constexpr int kTileVectors = kRows == 1   ? 8
 template <int kRows, int kVectors>
 inline void pv_tile(const PvArgs& a, int r, int c, const std::byte* page, std::ptrdiff_t& next) noexcept {
     __m256 sum[kRows][kVectors];
-    unrolled<kRows>(
-        [&](auto i) { unrolled<kVectors>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
+    unroll<kRows>(
+        [&](auto i) { unroll<kVectors>([&](auto j) { sum[i.value][j.value] = _mm256_setzero_ps(); }); });
     const std::ptrdiff_t stride = a.values.token_stride_bytes;
     const std::byte* row = page + std::ptrdiff_t(c) * 2;
     const float* p = a.p + std::ptrdiff_t(r) * kPage;
     for (const float* end = p + a.values.n_tokens; p < end; ++p, row += stride, next += kVectors * 16) {
         fetch(page, next);
         __m256 x[kVectors];
-        unrolled<kVectors>([&](auto j) { x[j.value] = load_halves(row + j.value * 16); });
-        unrolled<kRows>([&](auto i) {
+        unroll<kVectors>([&](auto j) { x[j.value] = load_halves(row + j.value * 16); });
+        unroll<kRows>([&](auto i) {
             const __m256 weight = in_register(_mm256_broadcast_ss(p + i.value * kPage));
-            unrolled<kVectors>([&](auto j) {
+            unroll<kVectors>([&](auto j) {
                 sum[i.value][j.value] = _mm256_fmadd_ps(weight, x[j.value], sum[i.value][j.value]);
             });
         });
     }
-    unrolled<kRows>([&](auto i) {
-        unrolled<kVectors>([&](auto j) {
+    unroll<kRows>([&](auto i) {
+        unroll<kVectors>([&](auto j) {
             float* o = a.o + (r + i.value) * a.o_stride + c + j.value * 8;
             _mm256_storeu_ps(o, _mm256_add_ps(_mm256_loadu_ps(o), sum[i.value][j.value]));
         });

@@ -13,18 +13,18 @@ __attribute__((noinline)) void matrix_tile(const float* a, std::ptrdiff_t a_stri
                                            std::ptrdiff_t b_stride, int k, float* c, std::ptrdiff_t c_stride,
                                            bool accumulate) noexcept {
     __m256 sum[kRows][2];
-    unrolled<kRows>([&](auto i) { sum[i.value][0] = sum[i.value][1] = _mm256_setzero_ps(); });
+    unroll<kRows>([&](auto i) { sum[i.value][0] = sum[i.value][1] = _mm256_setzero_ps(); });
     const float* end = a + k;
 #pragma GCC unroll 4
     for (; a < end; ++a, b += b_stride) {
         const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
-        unrolled<kRows>([&](auto i) {
+        unroll<kRows>([&](auto i) {
             const __m256 x = in_register(_mm256_broadcast_ss(a + i.value * a_stride));
             sum[i.value][0] = _mm256_fmadd_ps(x, b0, sum[i.value][0]);
             sum[i.value][1] = _mm256_fmadd_ps(x, b1, sum[i.value][1]);
         });
     }
-    unrolled<kRows>([&](auto i) {
+    unroll<kRows>([&](auto i) {
         float* out = c + i.value * c_stride;
         __m256 s0 = sum[i.value][0], s1 = sum[i.value][1];
         if (accumulate) {

@@ -4,19 +4,9 @@
 
 #include "kernels/avx2/simd.h"
 
-// Keeping small arrays of vectors in registers. GCC 12 leaves an array in memory if one of its indices is the
-// counter of a loop that it unrolls too late.
+// Keeping vectors in registers, beside unroll() of simd.h.
 namespace mixed_kv::kernels::avx2 {
 namespace {
-
-// Calls f(Int<0>), ..., f(Int<kN - 1>): every index is a constant from the start.
-template <int kN, int kI = 0, typename F>
-inline __attribute__((always_inline)) void unrolled(F&& f) noexcept {
-    if constexpr (kI < kN) {
-        f(Int<kI>{});
-        unrolled<kN, kI + 1>(f);
-    }
-}
 
 // x, loaded once: else the compiler repeats the load as an operand of every instruction that takes x, and
 // loads, two a cycle, become the limit.

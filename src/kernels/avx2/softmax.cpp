@@ -70,7 +70,7 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     float* scores = a.scores + std::ptrdiff_t(r) * kPage;
     __m256 largest[4] = {masked, masked, masked, masked};
     alignas(16) std::int32_t row_seen[4] = {};
-    unrolled<kRows>([&](auto row) {
+    unroll<kRows>([&](auto row) {
         const float* s = scores + row.value * kPage;
         __m256 top = masked, seen = _mm256_setzero_ps();
         for (int i = 0; i < kPage; i += 8) {
@@ -94,7 +94,7 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     _mm_store_ps(shift, _mm_and_ps(m, seen));
 
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    unrolled<kRows>([&](auto row) {
+    unroll<kRows>([&](auto row) {
         float* s = scores + row.value * kPage;
         const __m256 top = _mm256_broadcast_ss(shift + row.value);
         __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
