@@ -56,7 +56,7 @@ class Backend {
     struct CachedMask {
         const void* data;
         std::int64_t n_stream, n_q, n_kv;
-        std::unique_ptr<MaskPages> pages;
+        std::unique_ptr<QueryGroups> queries;
         bool valid;
     };
 
@@ -71,7 +71,7 @@ class Backend {
     ggml_status run_delegated();
     void pin_sources(const ggml_tensor* op);
     bool learn_heads(const ggml_tensor* op);
-    const MaskPages& mask_pages(const ggml_tensor* op);
+    const QueryGroups& query_groups(const ggml_tensor* op);
 
     HostCpu cpu_;
     Batch batch_;
@@ -130,26 +130,26 @@ bool Backend::learn_heads(const ggml_tensor* op) {
     return KvBuffer::entry_of(k) == KvBuffer::entry_of(v) || learn(v, {int(v->ne[2]), int(v->ne[0])});
 }
 
-const MaskPages& Backend::mask_pages(const ggml_tensor* op) {
+const QueryGroups& Backend::query_groups(const ggml_tensor* op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *mask = op->src[3];
     const void* data = mask == nullptr ? nullptr : mask->data;
     CachedMask* slot = nullptr;
     for (CachedMask& m : masks_) {
         if (m.valid && m.data == data && m.n_stream == q->ne[3] && m.n_q == q->ne[1] && m.n_kv == k->ne[1])
-            return *m.pages;
+            return *m.queries;
         if (!m.valid) slot = &m;
     }
     if (slot == nullptr) {
-        masks_.push_back({nullptr, 0, 0, 0, std::make_unique<MaskPages>(), false});
+        masks_.push_back({nullptr, 0, 0, 0, std::make_unique<QueryGroups>(), false});
         slot = &masks_.back();
     }
-    slot->pages->classify(mask_view(mask), int(q->ne[3]), q->ne[1], k->ne[1]);
+    slot->queries->classify(mask_view(mask), int(q->ne[3]), q->ne[1], k->ne[1]);
     slot->data = data;
     slot->n_stream = q->ne[3];
     slot->n_q = q->ne[1];
     slot->n_kv = k->ne[1];
     slot->valid = true;
-    return *slot->pages;
+    return *slot->queries;
 }
 
 ggml_status Backend::attend(ggml_tensor* op) {
@@ -180,7 +180,7 @@ ggml_status Backend::attend(ggml_tensor* op) {
                                k->ne[1]);
     }
     buffer.note_attention(attention_layer(op));
-    batch_.add_attention(buffer, op, mask_pages(op));
+    batch_.add_attention(buffer, op, query_groups(op));
     return GGML_STATUS_SUCCESS;
 }
 

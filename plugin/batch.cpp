@@ -14,23 +14,28 @@ constexpr double kSerialWork = 200e3;
 // Storing a row costs about this much per element, encoding a frozen page several times that.
 constexpr double kStoreWork = 1.0;
 
-double attention_work(const ggml_tensor* op, const MaskPages& pages) {
+double attention_work(const ggml_tensor* op, const QueryGroups::Group& queries) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2];
-    const std::int64_t n_tiles = (q->ne[1] + MaskPages::kTileQueries - 1) / MaskPages::kTileQueries;
+    const std::int64_t n_tiles = (queries.n + MaskPages::kTileQueries - 1) / MaskPages::kTileQueries;
     const std::int64_t n_pages = (k->ne[1] + kPageTokens - 1) / kPageTokens;
     const double per_page = double(kPageTokens) *
-                            double(std::min<std::int64_t>(q->ne[1], MaskPages::kTileQueries)) *
+                            double(std::min<std::int64_t>(queries.n, MaskPages::kTileQueries)) *
                             double(q->ne[2]) * double(k->ne[0] + v->ne[0]);
     double work = 0;
     for (int s = 0; s < int(q->ne[3]); ++s) {
         for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
             for (std::int64_t page = 0; page < n_pages; ++page) {
-                if (pages.kind(s, 0, tile, page) != MaskPages::hidden) work += per_page;
+                if (queries.pages.kind(s, 0, tile, page) != MaskPages::hidden) work += per_page;
                 if (work > kSerialWork) return work;  // enough to know
             }
         }
     }
     return work;
+}
+
+template <typename T>
+T* rows_from(void* data, std::ptrdiff_t offset_bytes) {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(data) + offset_bytes);
 }
 
 }  // namespace
@@ -121,8 +126,12 @@ void Batch::add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op,
     if (entry.tensor->n_jobs() > 2) work_ += kSerialWork;  // freezing
 }
 
-void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPages& mask_pages) {
+void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const QueryGroups& queries) {
     lock(buffer);
+    for (const QueryGroups::Group& group : queries.groups()) add_queries(op, group);
+}
+
+void Batch::add_queries(const ggml_tensor* op, const QueryGroups::Group& queries) {
     if (n_attentions_ == attentions_.size()) attentions_.push_back(std::make_unique<Attention>(kernels_));
     Attention& a = *attentions_[n_attentions_];
 
@@ -142,20 +151,20 @@ void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPag
     AttentionArgs& args = a.args;
     args = {};
     args.n_stream = n_stream;
-    args.n_q = q->ne[1];
+    args.n_q = queries.n;
     args.n_kv = k->ne[1];
     args.n_head = int(q->ne[2]);
     args.n_head_kv = int(k->ne[2]);
     args.head_dim_k = int(k->ne[0]);
     args.head_dim_v = int(v->ne[0]);
-    args.q = static_cast<const float*>(q->data);
     args.q_row_stride = std::ptrdiff_t(q->nb[1]);
+    args.q = rows_from<const float>(q->data, queries.first * args.q_row_stride);
     args.q_head_stride = std::ptrdiff_t(q->nb[2]);
     args.q_stream_stride = std::ptrdiff_t(q->nb[3]);
     args.k = a.k.data();
     args.v = a.v.data();
     args.v_is_k = &ke == &ve;
-    args.mask = mask_view(op->src[3]);
+    args.mask = queries.mask;
     float params[3];
     std::memcpy(params, op->op_params, sizeof params);
     args.kq_scale = params[0];
@@ -163,13 +172,13 @@ void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPag
     args.logit_softcap = params[2];
     args.sinks = sinks == nullptr ? nullptr : static_cast<const float*>(sinks->data);
     // ggml's result is permuted: ne = [head_dim_v, n_head, n_q, n_stream].
-    args.out = static_cast<float*>(op->data);
     args.out_head_stride = std::ptrdiff_t(op->nb[1]);
     args.out_row_stride = std::ptrdiff_t(op->nb[2]);
+    args.out = rows_from<float>(op->data, queries.first * args.out_row_stride);
     args.out_stream_stride = std::ptrdiff_t(op->nb[3]);
 
-    a.mask_pages = &mask_pages;
-    work_ += attention_work(op, mask_pages);
+    a.mask_pages = &queries.pages;
+    work_ += attention_work(op, queries);
     ++n_attentions_;
 }
 

@@ -8,6 +8,7 @@
 #include "host_cpu.h"
 #include "kv_buffer.h"
 #include "mixed_kv/flash_decode.h"
+#include "query_groups.h"
 
 namespace mixed_kv::plugin {
 
@@ -31,8 +32,9 @@ class Batch {
     // op: OpKind::write. cells: the global cell of each row. Throws Error when memory is refused.
     void add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op,
                    const std::vector<std::int64_t>& cells);
-    // op: OpKind::attention, with heads known to its tensors.
-    void add_attention(KvBuffer& buffer, const ggml_tensor* op, const MaskPages& mask_pages);
+    // op: OpKind::attention, with heads known to its tensors. queries: all of its queries; must live until
+    // run().
+    void add_attention(KvBuffer& buffer, const ggml_tensor* op, const QueryGroups& queries);
 
     // Runs everything added and leaves the batch empty. Rows and freezes are never left half done.
     ggml_status run();
@@ -45,9 +47,9 @@ class Batch {
     struct Attention;
     struct Graphs;
     void lock(KvBuffer& buffer);
+    void add_queries(const ggml_tensor* op, const QueryGroups::Group& queries);
     void store(int thread) noexcept;
     void finish() noexcept;
-    void run_serially();
     static void store_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
     static void attend_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
     static void merge_node(ggml_tensor* dst, int thread, int n_threads, void* batch);

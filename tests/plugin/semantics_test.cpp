@@ -102,6 +102,36 @@ TEST(Semantics, SequencesOnOneStream) {
     });
 }
 
+// Sequences whose cells lie apart, as llama-server's slots: a step has one token of each, and some have two.
+TEST(Semantics, StepsOfSequencesApart) {
+    ContextOptions options = small_options();
+    options.n_seq_max = 4;
+    options.kv_unified = true;
+    for (const int n_threads : {1, 2}) {
+        options.n_threads = n_threads;
+        Pair().compare_runs(options, [](Context& c) {
+            std::vector<int> length = {130, 70, 60, 140};
+            for (int s = 0; s < 4; ++s) {
+                std::vector<BatchToken> prompt;
+                for (int i = 0; i < length[std::size_t(s)]; ++i)
+                    prompt.push_back({llama_token(10 + (s * 37 + i * 11) % 400), i, {s}, false});
+                c.decode_batch(prompt);
+            }
+            Logits logits;
+            for (int step = 0; step < 3; ++step) {
+                std::vector<BatchToken> batch;
+                for (int s = 0; s < 4; ++s) {
+                    for (int i = 0; i <= s % 2; ++i) {
+                        batch.push_back({llama_token(20 + s + step), length[std::size_t(s)]++, {s}, true});
+                    }
+                }
+                logits.append(c.decode_batch(batch));
+            }
+            return logits;
+        });
+    }
+}
+
 TEST(Semantics, SequencesOnTheirOwnStreams) {
     ContextOptions options = small_options();
     options.n_ctx = 1024;
