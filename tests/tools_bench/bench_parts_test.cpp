@@ -8,6 +8,8 @@
 #include "mixed-kv-bench/compute_peak.h"
 #include "mixed-kv-bench/plot.h"
 #include "mixed-kv-bench/read_bandwidth.h"
+#include "mixed-kv-bench/report.h"
+#include "mixed-kv-bench/report_parts.h"
 #include "mixed-kv-bench/verify.h"
 
 namespace mixed_kv::tools {
@@ -39,6 +41,33 @@ TEST(Bandwidth, BestGroupCounts) {
 TEST(Peak, UnknownUnitIsRefused) {
     EXPECT_GT(measure_peak("scalar f32", 1).operations_per_second, 1e7);
     EXPECT_THROW(measure_peak("abacus", 1), std::runtime_error);
+}
+
+TEST(Peak, UnitsOfACase) {
+    AttentionShape shape;
+    shape.n_head = 32;
+    shape.n_head_kv = 8;
+    shape.n_kv = 1024;
+    using Units = std::map<std::string, double>;
+    EXPECT_EQ(units_used("avx2", shape, "q4", "q8"), (Units{{"vpmaddwd int16 avx2", 1}}));
+    EXPECT_EQ(units_used("avx2", shape, "f16", "q4"),
+              (Units{{"fma f32 avx2", 0.5}, {"vpmaddwd int16 avx2", 0.5}}));
+    shape.n_hot = 256;  // the only query sees all rows
+    EXPECT_EQ(units_used("avx512", shape, "q4", "q4"),
+              (Units{{"fma f32 avx512", 0.25}, {"2 x vpdpbusd int8 avx512", 0.75}}));
+    EXPECT_EQ(units_used("scalar", shape, "q4", "q4"), (Units{{"scalar f32", 1}}));
+    // AMX: cold pages from 9 query rows on, FP16 pages from 16.
+    shape.n_q = 3;
+    EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("2 x tdpbssd int8 amx"), 1U);
+    EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("fma f32 avx512"), 1U);
+    shape.n_q = 4;
+    EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("3 x tdpbf16ps amx"), 1U);
+    // A prompt from an empty cache is hot as a whole; behind as many cold rows a third is: each query sees
+    // all cold rows, and half of its own ubatch.
+    shape.n_q = shape.n_kv = shape.n_hot = 512;
+    EXPECT_EQ(units_used("avx2", shape, "q4", "q4"), (Units{{"fma f32 avx2", 1}}));
+    shape.n_kv = 1024;
+    EXPECT_NEAR(units_used("avx2", shape, "q4", "q4").at("fma f32 avx2"), 1.0 / 3, 1e-3);
 }
 
 AttentionReport report_with(double us) {
@@ -119,6 +148,60 @@ TEST(Rotation, EveryCacheGivesTheSame) {
         EXPECT_NE(rig.last_k(), k);
         EXPECT_EQ(std::vector<float>(rig.output(), rig.output() + 128), first);
     }
+}
+
+TEST(Summary, NamesTheCaseThatGainsLeast) {
+    std::vector<ModelCase> cases(3);
+    const double rates[] = {20, 12, 30};
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        cases[i].depth = std::int64_t(i) * 100;
+        cases[i].tokens_per_second = {rates[i], rates[i], rates[i], 5};
+        cases[i].host["f16"] = {10, 10, 10, 5};
+        cases[i].host["q4_0"] = {i == 2 ? 60.0 : 1.0, 1, 1, 5};
+    }
+    EXPECT_EQ(smallest_speedup_json(cases).dump(),
+              R"({"f16":{"speedup":1.2,"case":1},"q4_0":{"speedup":0.5,"case":2}})");
+    const auto place = [](const ModelCase& c) { return "depth " + std::to_string(c.depth); };
+    EXPECT_EQ(smallest_speedup_line(cases, place),
+              "Smallest speed-up: 1.20 x f16 at depth 100; 0.50 x q4_0 at depth 200.\n");
+    cases.resize(1);
+    EXPECT_EQ(smallest_speedup_line(cases, place), "");
+}
+
+TEST(Summary, CountsUbatchesThatAreSlower) {
+    PromptReport report;
+    for (const double host : {2.0, 0.9, 0.5}) {
+        PromptUbatch u;
+        u.seconds = {1, 1, 1, 3};
+        u.host["f16"] = {host, host, host, 3};
+        u.host["q4_0"] = {2, 2, 2, 3};
+        report.ubatches.push_back(u);
+    }
+    report.ours.prompt_seconds = {3, 3, 3, 3};
+    report.host["f16"].prompt_seconds = {6, 6, 6, 3};
+    report.host["q4_0"].prompt_seconds = {6, 6, 6, 3};
+    const std::string table = to_table(report, false);
+    EXPECT_NE(table.find("2.00 x; 2 ubatches are slower than with the host's f16."), std::string::npos)
+        << table;
+    EXPECT_NE(table.find("no ubatch is slower than with the host's q4_0."), std::string::npos) << table;
+}
+
+TEST(Plot, HoldsEveryUbatch) {
+    PromptReport report;
+    report.k = report.v = "q4";
+    for (int i = 0; i < 64; ++i) {
+        PromptUbatch u;
+        u.depth = i * 512;
+        u.n_tokens = 512;
+        u.seconds = {0.5, 0.4, 0.6, 3};
+        u.host["f16"] = {1, 1, 1, 3};
+        report.ubatches.push_back(u);
+    }
+    const std::string svg = plot_svg(report);
+    EXPECT_NE(svg.find("mixed q4/q4 at 32256: 1024.00 tokens/s (853.33 to 1280.00)"), std::string::npos);
+    EXPECT_NE(svg.find("llama.cpp f16 at 0: 512.00 tokens/s"), std::string::npos);
+    EXPECT_EQ(svg.find(">512<"), std::string::npos) << "labels of all 64 ubatches do not fit";
+    EXPECT_NE(svg.find(">3072<"), std::string::npos);
 }
 
 TEST(Plot, HoldsEveryLineAndDepth) {

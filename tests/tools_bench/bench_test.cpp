@@ -155,12 +155,131 @@ TEST(Bench, ModelPrompts) {
     EXPECT_GT(json.at("cases")[1].at("kv_bytes").get<double>(), 600.0 * 3 * 2 * 2 * 64 * 0.5);
     const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
-    EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,", 0), 0U);
-    EXPECT_NE(csv.out.find(",96,600,q4,q8,"), std::string::npos) << csv.out;
+    EXPECT_EQ(
+        csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,n_parallel,depth,k,v,tokens_per_second,", 0),
+        0U);
+    EXPECT_NE(csv.out.find(",96,1,600,q4,q8,"), std::string::npos) << csv.out;
     const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     EXPECT_NE(table.out.find("prompts of 96 tokens"), std::string::npos) << table.out;
     EXPECT_EQ(table.out.find("ceiling"), std::string::npos) << table.out;
+}
+
+TEST(Bench, AttentionSweep) {
+    const auto arguments = [](const char* output) {
+        return small("attention",
+                     {"--n-kv", "64,256", "--n-q", "1,4", "--n-seq", "1,2", "--host", "f16", output});
+    };
+    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    std::vector<std::vector<int>> shapes;
+    double smallest = 1e9;
+    for (const nlohmann::json& c : json.at("cases")) {
+        shapes.push_back({c.at("n_seq"), c.at("n_q"), c.at("n_kv")});
+        smallest = std::min(smallest, c.at("speedup").at("f16").get<double>());
+    }
+    EXPECT_EQ(shapes, (std::vector<std::vector<int>>{{1, 1, 64},
+                                                     {1, 1, 256},
+                                                     {1, 4, 64},
+                                                     {1, 4, 256},
+                                                     {2, 1, 64},
+                                                     {2, 1, 256},
+                                                     {2, 4, 64},
+                                                     {2, 4, 256}}));
+    const nlohmann::json& summary = json.at("smallest_speedup").at("f16");
+    EXPECT_EQ(summary.at("speedup"), smallest);
+    EXPECT_EQ(json.at("cases")[summary.at("case").get<std::size_t>()].at("speedup").at("f16"), smallest);
+    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    ASSERT_EQ(table.exit_status, 0) << table.err;
+    EXPECT_NE(table.out.find("| n_kv | n_q | n_seq |"), std::string::npos) << table.out;
+    EXPECT_NE(table.out.find("Smallest speed-up: "), std::string::npos) << table.out;
+}
+
+TEST(Bench, ModelOfParallelSequences) {
+    for (const char* stream : {"-kvu", ""}) {
+        SCOPED_TRACE(stream);
+        std::vector<std::string> arguments = {"model",        "-m",  random_model(), "--depths", "0,300",
+                                              "-npl",         "1,3", "--threads",    "1",        "--k",
+                                              "q4",           "--v", "q8",           "--host",   "f16",
+                                              "--rotate-mib", "8",   "--json"};
+        if (*stream != '\0') arguments.emplace_back(stream);
+        const CommandResult result = run_tool("mixed-kv-bench", arguments);
+        ASSERT_EQ(result.exit_status, 0) << result.err;
+        const nlohmann::json json = result.json();
+        EXPECT_EQ(json.at("kv_unified"), *stream != '\0');
+        ASSERT_EQ(json.at("cases").size(), 4U);
+        EXPECT_EQ(json.at("smallest_speedup").count("f16"), 1U);
+        const nlohmann::json &one = json.at("cases")[1], &three = json.at("cases")[3];
+        EXPECT_EQ(one.at("n_parallel"), 1);
+        EXPECT_EQ(three.at("n_parallel"), 3);
+        EXPECT_EQ(three.at("depth"), 300);
+        // Every sequence has rows of its own: three times as many, but for the borders of pages and windows.
+        const double ratio = three.at("kv_bytes").get<double>() / one.at("kv_bytes").get<double>();
+        EXPECT_NEAR(ratio, 3, 0.6);
+        EXPECT_GT(three.at("host").at("f16").get<double>(), 0);
+    }
+}
+
+TEST(Bench, Prompt) {
+    const std::string svg = scratch_folder() + "/prompt.svg";
+    const auto arguments = [&](const char* output) {
+        return std::vector<std::string>{
+            "prompt", "-m",  random_model(), "--n-prompt", "300",       "--n-ubatch", "64",
+            "--runs", "2",   "--n-gen",      "5",          "--threads", "1",          "--k",
+            "q4",     "--v", "q4",           "--window",   "32",        "--svg",      svg,
+            output};
+    };
+    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    EXPECT_EQ(json.at("mode"), "prompt");
+    ASSERT_EQ(json.at("ubatches").size(), 5U);
+    int depth = 0;
+    for (const nlohmann::json& u : json.at("ubatches")) {
+        EXPECT_EQ(u.at("depth"), depth);
+        EXPECT_EQ(u.at("n_tokens"), std::min(64, 300 - depth));
+        depth += 64;
+        EXPECT_EQ(u.at("samples"), 2);
+        EXPECT_NEAR(u.at("speedup").at("f16").get<double>(),
+                    u.at("host").at("f16").get<double>() / u.at("seconds").get<double>(),
+                    1e-3 * u.at("speedup").at("f16").get<double>());
+    }
+    for (const nlohmann::json& reader : {json.at("ours"), json.at("host").at("f16")}) {
+        EXPECT_GT(reader.at("prompt_seconds").get<double>(), 0);
+        EXPECT_GT(reader.at("generation_tokens_per_second").get<double>(), 0);
+        EXPECT_FALSE(reader.at("text").get<std::string>().empty());
+    }
+    // Freezing happened: 300 rows of K and V, most of them no longer in FP16.
+    EXPECT_LT(json.at("kv_bytes").get<double>(), 300.0 * 3 * 2 * 2 * 64 * 2 * 0.7);
+    EXPECT_GT(json.at("peak_resident_bytes").get<double>(), json.at("kv_bytes").get<double>());
+    std::ifstream file(svg);
+    std::stringstream text;
+    text << file.rdbuf();
+    EXPECT_NE(text.str().find(">256<"), std::string::npos);
+    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    ASSERT_EQ(table.exit_status, 0) << table.err;
+    for (const char* part : {"2 runs of 300 tokens in ubatches of 64",
+                             "Smallest speed-up: ", "Whole prompt: ", "Text after it, host f16"})
+        EXPECT_NE(table.out.find(part), std::string::npos) << part << "\n" << table.out;
+    const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
+    ASSERT_EQ(csv.exit_status, 0) << csv.err;
+    EXPECT_NE(csv.out.find(",q4,q4,300,64,256,44,"), std::string::npos) << csv.out;
+}
+
+// Known only once the model is loaded.
+TEST(Bench, PromptsThatCannotBeMeasured) {
+    const CommandResult too_long =
+        run_tool("mixed-kv-bench", {"prompt", "-m", random_model(), "--n-prompt", "4090", "--n-gen", "7"});
+    EXPECT_EQ(too_long.exit_status, 1);
+    EXPECT_NE(too_long.err.find("4097 tokens, and this model was trained for 4096"), std::string::npos)
+        << too_long.err;
+    const std::string recurrent = scratch_folder() + "/mamba.gguf";
+    ASSERT_EQ(run_tool("make-random-model", {"--arch", "mamba", "--out", recurrent}).exit_status, 0);
+    const CommandResult no_cache = run_tool("mixed-kv-bench", {"prompt", "-m", recurrent, "--n-prompt", "64",
+                                                               "--n-ubatch", "32", "--threads", "1"});
+    EXPECT_EQ(no_cache.exit_status, 1);
+    EXPECT_NE(no_cache.err.find("it has no K and V cache"), std::string::npos) << no_cache.err;
 }
 
 struct Refusal {
@@ -191,6 +310,12 @@ const Refusal kRefusals[] = {
     {"NoModelFile", {"model", "-m", "no/such.gguf"}, 1, "no/such.gguf"},
     {"TwoFormatsOfAModel", {"model", "-m", "no/such.gguf", "--k", "q4,q8", "--v", "q4"}, 2, "one --k"},
     {"PromptTooLong", {"model", "-m", "no/such.gguf", "--n-prompt", "4097"}, 2, "n-prompt"},
+    {"SequencesOfAPlot", {"model", "-m", "no/such.gguf", "-npl", "1,2", "--svg", "x.svg"}, 2, "--n-parallel"},
+    {"TooManySequences", {"model", "-m", "no/such.gguf", "-npl", "257"}, 2, "n-parallel"},
+    {"PromptWithoutModel", {"prompt"}, 2, "--model"},
+    {"PromptWithoutRuns", {"prompt", "-m", "no/such.gguf", "--runs", "0"}, 2, "runs"},
+    {"UbatchTooLong", {"prompt", "-m", "no/such.gguf", "--n-ubatch", "4097"}, 2, "n-ubatch"},
+    {"RoundsOfAPrompt", {"prompt", "-m", "no/such.gguf", "--rounds", "5"}, 2, "--rounds"},
     {"DepthOfAttention", {"attention", "--depth", "5"}, 2, "--depth"},
 };
 

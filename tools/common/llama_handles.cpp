@@ -86,12 +86,24 @@ ModelHandle load_model(const ModelOptions& options) {
     return model;
 }
 
+ThreadPool::ThreadPool(int n_threads) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    pool_ = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&params);
+    if (pool_ == nullptr) {
+        throw std::runtime_error("ggml cannot create a thread pool");
+    }
+}
+
+ThreadPool::~ThreadPool() { cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(pool_); }
+
 Context::Context(llama_model* model, const ContextOptions& options) {
     check_context_fits(options.n_ctx);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = options.n_ctx;
     params.n_batch = options.n_batch;
     params.n_ubatch = options.n_ubatch;
+    params.n_seq_max = options.n_seq_max;
+    params.kv_unified = options.kv_unified;
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads_batch;
     params.type_k = options.type_k;
@@ -105,7 +117,9 @@ Context::Context(llama_model* model, const ContextOptions& options) {
         throw std::runtime_error("llama.cpp cannot create a context of " + std::to_string(options.n_ctx) +
                                  " tokens" + logged_cause());
     }
-    if (options.polling_pool) {
+    if (options.shared_pool != nullptr) {
+        llama_attach_threadpool(context_, options.shared_pool, nullptr);
+    } else if (options.polling_pool) {
         attach_pools(options);
     }
 }
@@ -138,7 +152,11 @@ Context::~Context() {
 
 void Context::decode(const llama_token* tokens, int n) {
     // llama_batch_get_one promises to leave the tokens alone.
-    const int status = llama_decode(context_, llama_batch_get_one(const_cast<llama_token*>(tokens), n));
+    decode(llama_batch_get_one(const_cast<llama_token*>(tokens), n));
+}
+
+void Context::decode(const llama_batch& batch) {
+    const int status = llama_decode(context_, batch);
     if (status != 0) {
         throw std::runtime_error("llama_decode failed with status " + std::to_string(status) +
                                  (status == 1 ? ": no room in the cache" : "") + logged_cause());

@@ -36,16 +36,34 @@ struct ModelOptions {
 // Throws std::runtime_error naming the cause: no such file, not GGUF, or what llama.cpp says of it.
 ModelHandle load_model(const ModelOptions& options);
 
+// A polling thread pool like llama-cli's and llama-server's. Contexts that take turns share one: the workers
+// of a pool of their own would spin on for a while on the cores that the next context computes on.
+class ThreadPool {
+  public:
+    explicit ThreadPool(int n_threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    ggml_threadpool_t get() const { return pool_; }
+
+  private:
+    ggml_threadpool_t pool_ = nullptr;
+};
+
 struct ContextOptions {
-    std::uint32_t n_ctx = 0;  // 0: as long as the model was trained for
+    std::uint32_t n_ctx = 0;  // of all sequences together; 0: as long as the model was trained for
     std::uint32_t n_batch = 2048;
     std::uint32_t n_ubatch = 512;
+    std::uint32_t n_seq_max = 1;
+    bool kv_unified = false;  // sequences share one stream of cells, else each has its own
     int n_threads = 1;
     int n_threads_batch = 1;
     ggml_type type_k = GGML_TYPE_F16;
     ggml_type type_v = GGML_TYPE_F16;
     llama_flash_attn_type flash_attention = LLAMA_FLASH_ATTN_TYPE_AUTO;
-    bool polling_pool = true;  // the thread pool that llama-cli and llama-server attach
+    bool polling_pool = true;                 // the thread pool that llama-cli and llama-server attach
+    ggml_threadpool_t shared_pool = nullptr;  // instead of one of its own; must outlive the context
     ggml_backend_sched_eval_callback on_node = nullptr;
     void* on_node_data = nullptr;
 };
@@ -66,6 +84,8 @@ class Context {
     // Runs consecutive tokens of sequence 0, at most n_batch of them, and waits for the result; logits of the
     // last.
     void decode(const llama_token* tokens, int n);
+    // Any tokens.
+    void decode(const llama_batch& batch);
     // llama.cpp's own warm-up: touches the weights once, leaves the cache empty.
     void warm_up(const llama_vocab* vocab);
 

@@ -17,9 +17,10 @@ namespace mixed_kv::tools {
 
 namespace {
 
-constexpr int kMaxThreads = 512;  // GGML_MAX_N_THREADS
-constexpr int kMinRounds = 5;     // for a median and quartiles
-constexpr int kMaxPrompt = 4096;  // tokens of one ubatch
+constexpr int kMaxThreads = 512;   // GGML_MAX_N_THREADS
+constexpr int kMinRounds = 5;      // for a median and quartiles
+constexpr int kMaxPrompt = 4096;   // tokens of one ubatch
+constexpr int kMaxParallel = 256;  // LLAMA_MAX_SEQ
 constexpr std::int64_t kMaxRows = std::int64_t(1) << 24;
 
 const std::vector<std::string> kHostTypes = {"f16", "q8_0", "q4_0"};
@@ -46,8 +47,9 @@ struct Texts {
     bool json = false, csv = false, markdown = false;
 };
 
-void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
-    const auto list = [](CLI::Option* option) { return option->delimiter(',')->expected(1, 64); };
+CLI::Option* list(CLI::Option* option) { return option->delimiter(',')->expected(1, 64); }
+
+void add_common(CLI::App& app, Texts& texts) {
     list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))->type_name("FMT");
     list(app.add_option("--v", texts.v,
                         "Formats of cold V pages; as many as --k: pairs, else all combinations"))
@@ -58,6 +60,12 @@ void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
         ->type_name("NAME");
     list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
         ->type_name("TYPE");
+    app.add_flag("--json", texts.json, "Print one JSON object");
+    app.add_flag("--csv", texts.csv, "Print CSV");
+    app.add_flag("--md", texts.markdown, "Print Markdown tables");
+}
+
+void add_measuring(CLI::App& app, BenchArguments& bench) {
     app.add_option(
            "--rotate-mib", bench.rotation_mib,
            "Least MiB that every measurement rotates through; from 1024 on at least twice the last-level "
@@ -67,9 +75,21 @@ void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
     app.add_option("--rounds", bench.n_rounds, "Interleaved rounds; medians and quartiles are over these")
         ->capture_default_str()
         ->check(CLI::Range(kMinRounds, 10000));
-    app.add_flag("--json", texts.json, "Print one JSON object");
-    app.add_flag("--csv", texts.csv, "Print CSV");
-    app.add_flag("--md", texts.markdown, "Print Markdown tables");
+}
+
+void add_model(CLI::App& app, BenchArguments& bench, Texts& texts) {
+    const Settings defaults = Settings::from_environment();
+    bench.window = defaults.window;
+    bench.sinks = defaults.sinks;
+    texts.k = {std::string(format_name(defaults.key_format))};
+    texts.v = {std::string(format_name(defaults.value_format))};
+    app.add_option("-m,--model", bench.model, "GGUF model")->required()->type_name("FILE");
+    app.add_option("--window", bench.window, "Newest rows kept in FP16")
+        ->capture_default_str()
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
+    app.add_option("--sinks", bench.sinks, "First rows kept in FP16")
+        ->capture_default_str()
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
 }
 
 void add_shape(CLI::App& app, BenchArguments& bench) {
@@ -82,10 +102,10 @@ void add_shape(CLI::App& app, BenchArguments& bench) {
     app.add_option("--n-head-kv", bench.n_head_kv, "K and V heads")
         ->capture_default_str()
         ->check(CLI::Range(1, 1024));
-    app.add_option("--n-q", bench.n_q, "Query rows per sequence, the last tokens of it")
+    list(app.add_option("--n-q", bench.n_q, "Query rows per sequence, the last tokens of it"))
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t(1), kMaxRows));
-    app.add_option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own")
+    list(app.add_option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own"))
         ->capture_default_str()
         ->check(CLI::Range(1, 256));
 }
@@ -141,16 +161,20 @@ void finish_common(BenchArguments& bench, const Texts& texts) {
 std::vector<AttentionShape> BenchArguments::shapes() const {
     std::vector<AttentionShape> shapes;
     const auto& rows = mode == BenchMode::prefill ? depths : n_kv;
-    for (const std::int64_t n : rows) {
-        AttentionShape shape;
-        shape.head_dim = head_dim;
-        shape.n_head = n_head;
-        shape.n_head_kv = n_head_kv;
-        shape.n_seq = n_seq;
-        shape.n_q = n_q;
-        shape.n_kv = mode == BenchMode::prefill ? n + n_q : n;
-        shape.n_hot = mode == BenchMode::prefill ? n_q : n_hot;
-        shapes.push_back(shape);
+    for (const int sequences : n_seq) {
+        for (const std::int64_t queries : n_q) {
+            for (const std::int64_t n : rows) {
+                AttentionShape shape;
+                shape.head_dim = head_dim;
+                shape.n_head = n_head;
+                shape.n_head_kv = n_head_kv;
+                shape.n_seq = sequences;
+                shape.n_q = queries;
+                shape.n_kv = mode == BenchMode::prefill ? n + queries : n;
+                shape.n_hot = mode == BenchMode::prefill ? queries : n_hot;
+                shapes.push_back(shape);
+            }
+        }
     }
     return shapes;
 }
@@ -168,8 +192,8 @@ std::vector<std::pair<std::string, std::string>> BenchArguments::formats() const
 }
 
 std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
-    BenchArguments attention, prefill, model;
-    Texts attention_texts, prefill_texts, model_texts;
+    BenchArguments attention, prefill, model, prompt;
+    Texts attention_texts, prefill_texts, model_texts, prompt_texts;
     CLI::App app("Measures attention and whole models with the mixed KV cache beside llama.cpp's own caches.",
                  "mixed-kv-bench");
     app.require_subcommand(1);
@@ -178,66 +202,87 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
     attention.n_kv = {32768};
     attention_texts.k = attention_texts.v = {"q4"};
     add_shape(*a, attention);
-    a->add_option("--n-kv", attention.n_kv, "Cells per sequence")
+    list(a->add_option("--n-kv", attention.n_kv, "Cells per sequence"))
         ->capture_default_str()
-        ->delimiter(',')
-        ->expected(1, 64)
         ->check(CLI::Range(std::int64_t(1), kMaxRows));
     a->add_option("--hot", attention.n_hot, "Newest rows of every sequence that are still FP16")
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*a, attention, attention_texts);
+    add_common(*a, attention_texts);
+    add_measuring(*a, attention);
 
     CLI::App* p = app.add_subcommand("prefill",
                                      "Prompt attention: a ubatch of query rows at a depth, its own rows hot");
     prefill.mode = BenchMode::prefill;
-    prefill.n_q = 512;
+    prefill.n_q = {512};
     prefill.depths = {8192};
     prefill_texts.k = prefill_texts.v = {"q4"};
     add_shape(*p, prefill);
-    p->add_option("--depth", prefill.depths, "Cells before the ubatch")
+    list(p->add_option("--depth", prefill.depths, "Cells before the ubatch"))
         ->capture_default_str()
-        ->delimiter(',')
-        ->expected(1, 64)
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*p, prefill, prefill_texts);
+    add_common(*p, prefill_texts);
+    add_measuring(*p, prefill);
 
     CLI::App* m = app.add_subcommand(
         "model", "Tokens per second of a model at context depths, generating or reading a prompt");
     model.mode = BenchMode::model;
     model.depths = {0, 4096, 32768};
-    const Settings defaults = Settings::from_environment();
-    model.window = defaults.window;
-    model.sinks = defaults.sinks;
-    model_texts.k = {std::string(format_name(defaults.key_format))};
-    model_texts.v = {std::string(format_name(defaults.value_format))};
-    m->add_option("-m,--model", model.model, "GGUF model")->required()->type_name("FILE");
-    m->add_option("--depths", model.depths, "Tokens in the cache before the measured ones")
+    add_model(*m, model, model_texts);
+    list(m->add_option("--depths", model.depths, "Tokens in the cache before the measured ones"))
         ->capture_default_str()
-        ->delimiter(',')
-        ->expected(1, 64)
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
     m->add_option("--n-prompt", model.n_prompt,
                   "Tokens of a step: 1 generates one by one, more is one ubatch of a prompt")
         ->capture_default_str()
         ->check(CLI::Range(1, kMaxPrompt));
-    m->add_option("--window", model.window, "Newest rows kept in FP16")
+    list(m->add_option("--n-parallel", model.n_parallel,
+                       "Sequences that take each step together (-npl), every number a row of its own"))
         ->capture_default_str()
-        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
-    m->add_option("--sinks", model.sinks, "First rows kept in FP16")
-        ->capture_default_str()
-        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
+        ->check(CLI::Range(1, kMaxParallel));
+    m->add_flag("--kv-unified", model.kv_unified,
+                "Sequences share one stream of cells (-kvu), as in llama-server; else each has its own");
     m->add_option("--svg", model.svg, "Plot tokens per second against depth into this file")
         ->type_name("FILE");
-    add_common(*m, model, model_texts);
+    add_common(*m, model_texts);
+    add_measuring(*m, model);
 
-    if (parse_command_line(app, argc, argv, {})) return std::nullopt;
-    BenchArguments& bench = a->parsed() ? attention : p->parsed() ? prefill : model;
-    finish_common(bench, a->parsed() ? attention_texts : p->parsed() ? prefill_texts : model_texts);
-    if (bench.mode != BenchMode::model) check_shape(bench);
-    if (bench.mode == BenchMode::model) {
+    CLI::App* w = app.add_subcommand(
+        "prompt", "A whole prompt from an empty context, ubatch by ubatch, and the text after it");
+    prompt.mode = BenchMode::prompt;
+    prompt.n_prompt = 32768;
+    prompt_texts.host = {"f16"};
+    add_model(*w, prompt, prompt_texts);
+    w->add_option("--n-prompt", prompt.n_prompt, "Tokens of the prompt")
+        ->capture_default_str()
+        ->check(CLI::Range(1, int(kMaxRows)));
+    w->add_option("--n-ubatch", prompt.n_ubatch, "Tokens of a ubatch")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMaxPrompt));
+    w->add_option("--n-gen", prompt.n_gen, "Tokens generated after it")
+        ->capture_default_str()
+        ->check(CLI::Range(0, 4096));
+    w->add_option("--runs", prompt.n_runs, "Runs; medians of every ubatch are over these")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1000));
+    w->add_option("--svg", prompt.svg, "Plot tokens per second of every ubatch into this file")
+        ->type_name("FILE");
+    add_common(*w, prompt_texts);
+
+    if (parse_command_line(app, argc, argv, {{"-npl", "--n-parallel"}, {"-kvu", "--kv-unified"}}))
+        return std::nullopt;
+    const bool is_model = m->parsed(), is_prompt = w->parsed();
+    BenchArguments& bench = a->parsed() ? attention : p->parsed() ? prefill : is_model ? model : prompt;
+    finish_common(bench, a->parsed()   ? attention_texts
+                         : p->parsed() ? prefill_texts
+                         : is_model    ? model_texts
+                                       : prompt_texts);
+    if (!is_model && !is_prompt) check_shape(bench);
+    if (is_model) {
         std::sort(bench.depths.begin(), bench.depths.end());
         bench.depths.erase(std::unique(bench.depths.begin(), bench.depths.end()), bench.depths.end());
+        if (!bench.svg.empty() && bench.n_parallel.size() > 1)
+            throw UsageError("--svg draws one number of sequences; give one --n-parallel");
     }
     return bench;
 }

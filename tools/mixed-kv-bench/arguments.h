@@ -9,7 +9,7 @@
 
 namespace mixed_kv::tools {
 
-enum class BenchMode { attention, prefill, model };
+enum class BenchMode { attention, prefill, model, prompt };
 enum class OutputFormat { text, json, csv, markdown };
 
 struct BenchArguments {
@@ -23,19 +23,25 @@ struct BenchArguments {
     std::vector<std::string> k, v;  // formats; every K is run with every V, or pairwise when --pairs
 
     // attention, prefill
-    int head_dim = 128, n_head = 32, n_head_kv = 8, n_seq = 1;
-    std::int64_t n_q = 1;
+    int head_dim = 128, n_head = 32, n_head_kv = 8;
+    std::vector<std::int64_t> n_q = {1};
+    std::vector<int> n_seq = {1};
     std::int64_t n_hot = 0;
     std::vector<std::int64_t> n_kv;    // attention
     std::vector<std::int64_t> depths;  // prefill, model
 
-    // model
+    // model, prompt
     std::string model;
-    int n_prompt = 1;  // tokens of a step: 1 generates, more is a ubatch of a prompt
+    int n_prompt = 1;  // model: tokens of a step, 1 generates, more is a ubatch; prompt: tokens of all of it
     int window = 64, sinks = 4;
     std::string svg;  // file for the plot; empty: none
+    // model
+    std::vector<int> n_parallel = {1};
+    bool kv_unified = false;
+    // prompt
+    int n_ubatch = 512, n_runs = 3, n_gen = 16;
 
-    // The shapes of all cases of attention and prefill.
+    // The shapes of all cases of attention and prefill: every combination.
     std::vector<AttentionShape> shapes() const;
     // (K, V) of all cases.
     std::vector<std::pair<std::string, std::string>> formats() const;

@@ -119,6 +119,18 @@ AttentionCase run_case(HostRuntime& runtime, ReadBandwidth& bandwidth, const Ben
     return result;
 }
 
+// The least time that the units used would need for their shares of the work, one after the other.
+void set_peak(AttentionCase& c, std::map<std::string, double>& peaks, const BenchArguments& arguments) {
+    double time = 0;
+    for (const auto& [unit, share] : units_used(arguments.isa, c.shape, c.k, c.v)) {
+        if (peaks.count(unit) == 0)
+            peaks[unit] = measure_peak(unit, arguments.n_threads).operations_per_second * 1e-9;
+        time += share / peaks[unit];
+        c.unit += (c.unit.empty() ? "" : " + ") + unit;
+    }
+    c.peak_gflops = 1 / time;
+}
+
 }  // namespace
 
 void add_shares(AttentionReport& report) {
@@ -160,12 +172,6 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
 
     HostRuntime runtime(arguments.n_threads);
     machine.host_library = runtime.cpu_library();
-    std::map<std::string, double> peaks;
-    const auto peak_of = [&](const std::string& unit) {
-        if (peaks.count(unit) == 0)
-            peaks[unit] = measure_peak(unit, arguments.n_threads).operations_per_second * 1e-9;
-        return peaks[unit];
-    };
     for (const AttentionShape& shape : arguments.shapes())
         check_memory(shape, arguments, machine.rotation_bytes);
     ReadBandwidth bandwidth(machine.rotation_bytes, arguments.n_threads);
@@ -175,13 +181,7 @@ AttentionReport run_attention_bench(const BenchArguments& arguments) {
         for (const auto& [k, v] : arguments.formats()) {
             AttentionCase c =
                 run_case(runtime, bandwidth, arguments, shape, data, k, v, machine.rotation_bytes);
-            const bool all_hot = shape.n_hot == shape.n_kv;  // whatever the format of cold pages is
-            c.unit = unit_used(arguments.isa,
-                               all_hot      ? "f16"
-                               : k != "f16" ? k
-                                            : v,
-                               shape.n_q * shape.n_head / shape.n_head_kv);
-            c.peak_gflops = peak_of(c.unit);
+            set_peak(c, report.peaks, arguments);
             report.cases.push_back(std::move(c));
         }
     }

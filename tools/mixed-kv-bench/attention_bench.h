@@ -32,15 +32,18 @@ struct AttentionCase {
     std::uint64_t kv_bytes = 0;
     double bandwidth_share = 0;
     double gflops = 0, peak_gflops = 0;
-    std::string unit;  // of the peak
+    std::string unit;  // of the peak; several joined by " + "
     double relative_rms = 0;
     std::size_t scratch_bytes_per_thread = 0;
     std::map<std::string, HostTime> host;  // by type
+
+    double speedup(const std::string& type) const { return host.at(type).us.median / us.median; }
 };
 
 struct AttentionReport {
     BenchMode mode = BenchMode::attention;
     BenchMachine machine;
+    std::map<std::string, double> peaks;  // GFLOP/s by unit
     std::vector<AttentionCase> cases;
 };
 

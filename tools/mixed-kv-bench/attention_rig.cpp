@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <ggml-alloc.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -69,6 +70,16 @@ double AttentionShape::useful_operations() const {
     double visible = 0;
     for (std::int64_t i = 0; i < n_q; ++i) visible += double(n_kv - n_q + i + 1);
     return 4.0 * visible * double(n_seq) * double(n_head) * double(head_dim);
+}
+
+double AttentionShape::hot_share() const {
+    double visible = 0, hot = 0;
+    for (std::int64_t i = 0; i < n_q; ++i) {
+        const std::int64_t seen = n_kv - n_q + i + 1;
+        visible += double(seen);
+        hot += double(std::max<std::int64_t>(0, seen - (n_kv - n_hot)));
+    }
+    return hot / visible;
 }
 
 AttentionData::AttentionData(const AttentionShape& shape) {

@@ -22,6 +22,8 @@ struct AttentionShape {
     std::int64_t kv_values() const { return 2 * n_kv * n_seq * row_elements(); }
     // Multiply-accumulates of Q K and P V that a causal mask leaves, two operations each.
     double useful_operations() const;
+    // Which part of them is on rows that are still in FP16.
+    double hot_share() const;
 };
 
 // Contents shared by all caches of one shape: rows, queries and mask. Values are normally distributed with

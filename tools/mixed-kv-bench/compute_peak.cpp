@@ -97,9 +97,10 @@ const Unit kUnits[] = {
     {"fma f32 avx2", burn_fma, [] { return bool(__builtin_cpu_supports("fma")); }, 16},
     {"vpmaddwd int16 avx2", burn_madd, [] { return bool(__builtin_cpu_supports("avx2")); }, 32},
     {"fma f32 avx512", burn_fma512, [] { return bool(__builtin_cpu_supports("avx512f")); }, 32},
-    {"tdpbssd int8 amx", burn_tiles_int8, has_amx, 2 * 16 * 16 * 64},
-    {"tdpbf16ps amx", burn_tiles_bf16, has_amx, 2 * 16 * 16 * 32},
-    {"vpdpbusd int8 avx512", burn_vnni512, [] { return bool(__builtin_cpu_supports("avx512vnni")); }, 128},
+    {"2 x tdpbssd int8 amx", burn_tiles_int8, has_amx, 2 * 16 * 16 * 64 / 2.0},
+    {"3 x tdpbf16ps amx", burn_tiles_bf16, has_amx, 2 * 16 * 16 * 32 / 3.0},
+    {"2 x vpdpbusd int8 avx512", burn_vnni512, [] { return bool(__builtin_cpu_supports("avx512vnni")); },
+     128 / 2.0},
 #endif
 };
 
@@ -116,11 +117,23 @@ double seconds(Burn burn, std::int64_t n, int n_threads) {
 
 std::string unit_used(const std::string& isa, const std::string& format, std::int64_t n_rows) {
     const bool f16 = format == "f16";
-    if (isa == "amx" && n_rows >= 9) return f16 ? "tdpbf16ps amx" : "tdpbssd int8 amx";
-    if (isa == "amx") return unit_used("avx512", format, n_rows);
+    // Fewer rows are not worth their tiles (kernels/amx).
+    if (isa == "amx" && n_rows >= (f16 ? 16 : 9)) return f16 ? "3 x tdpbf16ps amx" : "2 x tdpbssd int8 amx";
+    if (isa == "amx" || isa == "avx512") return f16 ? "fma f32 avx512" : "2 x vpdpbusd int8 avx512";
     if (isa == "avx2") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
-    if (isa.rfind("avx512", 0) == 0) return f16 ? "fma f32 avx512" : "vpdpbusd int8 avx512";
     return "scalar f32";
+}
+
+std::map<std::string, double> units_used(const std::string& isa, const AttentionShape& shape,
+                                         const std::string& k, const std::string& v) {
+    const std::int64_t n_rows = shape.n_q * shape.n_head / shape.n_head_kv;
+    const double hot = shape.hot_share();
+    std::map<std::string, double> units;
+    if (hot > 0) units[unit_used(isa, "f16", n_rows)] += hot;
+    for (const std::string& format : {k, v}) {
+        if (hot < 1) units[unit_used(isa, format, n_rows)] += (1 - hot) / 2;
+    }
+    return units;
 }
 
 ComputePeak measure_peak(const std::string& name, int n_threads) {

@@ -13,6 +13,7 @@
 #include "mixed-kv-bench/attention_bench.h"
 #include "mixed-kv-bench/model_bench.h"
 #include "mixed-kv-bench/plot.h"
+#include "mixed-kv-bench/prompt_bench.h"
 #include "mixed-kv-bench/report.h"
 #include "trace/output_file.h"
 
@@ -43,6 +44,10 @@ int run(int argc, char** argv) {
     if (!arguments) return kExitOk;
     if (arguments->mode == BenchMode::model) {
         const ModelReport report = run_model_bench(*arguments);
+        if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
+        print(report, arguments->output);
+    } else if (arguments->mode == BenchMode::prompt) {
+        const PromptReport report = run_prompt_bench(*arguments);
         if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
         print(report, arguments->output);
     } else {

@@ -29,7 +29,7 @@ class Reader {
         at_ += n;
         return bytes_.data() + at_ - n;
     }
-    bool at_end() const { return at_ == bytes_.size(); }
+    std::size_t n_left() const { return bytes_.size() - at_; }
 
   private:
     const std::vector<std::uint8_t>& bytes_;
@@ -57,7 +57,8 @@ class Writer {
 //   per cell: i32 position, u32 sequences (1), i32 sequence,
 //   u32 transposed V (0), u32 layers,
 //   per layer: i32 type, u64 row bytes, K rows;  per layer with V: the same, V rows
-void extend_by_repetition(llama_context* context, std::uint32_t depth) {
+//   (streams after the first: u32 cells (0))
+void fill_by_repetition(llama_context* context, std::uint32_t depth, int n_seq) {
     std::vector<std::uint8_t> state(llama_state_seq_get_size(context, 0));
     if (state.empty() || llama_state_seq_get_data(context, state.data(), state.size(), 0) != state.size())
         fail("llama.cpp does not hand it out");
@@ -66,7 +67,6 @@ void extend_by_repetition(llama_context* context, std::uint32_t depth) {
     out.put(in.take<std::uint32_t>());
     out.put(in.take<std::int32_t>());
     const auto n_streams = in.take<std::uint32_t>();
-    if (n_streams != 1) fail(fmt::format("it has {} streams", n_streams));
     out.put(n_streams);
     const auto n_cells = in.take<std::uint32_t>();
     if (n_cells == 0 || n_cells > depth)
@@ -90,7 +90,9 @@ void extend_by_repetition(llama_context* context, std::uint32_t depth) {
     const auto n_layers = in.take<std::uint32_t>();
     out.put(n_layers);
     out.reserve(out.bytes().size() + state.size() / n_cells * depth + state.size());
-    for (std::uint32_t tensor = 0; tensor < 2 * n_layers && !in.at_end(); ++tensor) {
+    // Layers without V of their own (MLA) make the number of tensors unknown; what is left then are streams.
+    const std::size_t stream_bytes = (n_streams - 1) * sizeof(std::uint32_t);
+    for (std::uint32_t tensor = 0; tensor < 2 * n_layers && in.n_left() > stream_bytes; ++tensor) {
         out.put(in.take<std::int32_t>());
         const auto row_bytes = in.take<std::uint64_t>();
         out.put(row_bytes);
@@ -98,12 +100,19 @@ void extend_by_repetition(llama_context* context, std::uint32_t depth) {
         for (std::uint32_t cell = 0; cell < depth; cell += n_cells)
             out.put(rows, std::size_t(row_bytes) * std::min(n_cells, depth - cell));
     }
-    if (!in.at_end()) fail("it holds more than K and V rows");
+    for (std::uint32_t stream = 1; stream < n_streams; ++stream) {
+        if (in.take<std::uint32_t>() != 0) fail("its cells are in several streams");
+        out.put(std::uint32_t(0));
+    }
+    if (in.n_left() != 0) fail("it holds more than K and V rows");
     state = {};
 
     llama_memory_seq_rm(llama_get_memory(context), 0, -1, -1);
-    if (llama_state_seq_set_data(context, out.bytes().data(), out.bytes().size(), 0) != out.bytes().size())
-        fail("llama.cpp refuses the extended state");
+    for (int s = 0; s < n_seq; ++s) {
+        const std::size_t size = out.bytes().size();
+        if (llama_state_seq_set_data(context, out.bytes().data(), size, s) != size)
+            fail("llama.cpp refuses the extended state");
+    }
 }
 
 }  // namespace mixed_kv::tools
