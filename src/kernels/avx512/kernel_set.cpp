@@ -34,7 +34,7 @@ const KernelSet kKernelSet = {
     .supported = cpu_has_avx512,
 #endif
     .max_rows = kMaxDecodeRows,
-    .fp16_rows = kMaxDecodeRows,
+    .fp16_rows = 128,
     .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,
