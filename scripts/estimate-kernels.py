@@ -15,7 +15,7 @@ Each line says what one pass through it holds, and gives estimates of its cycles
           tiles, jumps or caches; see for_mca()
   tiles   the larger of 16 per product of tiles, 8 per tile loaded and 16 per tile stored
 
-Needs llvm-objdump and llvm-mca, 19 or later for Sapphire Rapids and Zen 4.
+Needs llvm-objdump and llvm-mca (Debian: llvm-19), 19 or later for Sapphire Rapids and Zen 4.
 """
 
 import argparse
