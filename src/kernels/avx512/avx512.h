@@ -11,6 +11,11 @@ namespace mixed_kv::kernels::avx512 {
 std::size_t scratch_bytes(int head_dim) noexcept;
 void qk_f16(const QkArgs& args) noexcept;
 void pv_f16(const PvArgs& args) noexcept;
+// FP16 pages with many query rows, fp16_blocks.cpp: from here on converting a page once costs less than
+// converting it for every few rows. Fewer keys leave most lanes of a product empty.
+inline constexpr int kBlockRows = 16, kBlockKeys = 8;
+void qk_f16_blocks(const QkArgs& args) noexcept;
+void pv_f16_blocks(const PvArgs& args) noexcept;
 void gemm(const GemmArgs& args) noexcept;
 void logits(const LogitArgs& args) noexcept;
 void softmax(const SoftmaxArgs& args) noexcept;

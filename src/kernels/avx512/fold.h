@@ -1,157 +1,178 @@
 #pragma once
 
 #include "formats/block_layout.h"
-#include "kernels/avx512/simd.h"
+#include "kernels/avx512/lanes.h"
 
 // Folds a block's scales and zero points into query (or probability) rows: the integers that vpdpbusd
 // multiplies codes with, and the float constant beside them. The integers are those of the scalar kernels.
+// Rows are prepared one register tile, up to 4 rows, at a time: what a row needs of latency (the largest
+// magnitude, a division) is then shared, and the tile's integers are still in L1 when they are used.
 namespace mixed_kv::kernels::avx512 {
 namespace {
 
 using formats::BlockLayout;
 
-// The integers of one pass over the page: q * scale (or p * scale), or what the first pass left out of it.
-struct Pass {
-    // [n_rows][length / 4][2][4] bytes: of four neighbours first the high, then the low bytes of the 16-bit
-    // integer q = 256 high + low, both in -128..127.
-    std::byte* parts;
-    float step[kMaxDecodeRows], constant[kMaxDecodeRows];
-    float weight[kMaxDecodeRows];        // of the channels' means, values only
-    std::int32_t start[kMaxDecodeRows];  // -centre * sum of the integers
-};
+constexpr int kTileRows = 4;
 
-// Scratch: [scale float][what a code of the centre adds float][one row scaled float][integers of two passes].
-struct Scratch {
-    float *scale, *offset, *scaled;
-    Pass first, rest;
-    bool has_rest[kMaxDecodeRows];  // rows whose residual is worth a second pass; the others' is zero
+// The integers of one pass over the page for one tile of rows: q * scale (or p * scale), or what the first
+// pass left out of it.
+struct Pass {
+    // [kTileRows][length / 4][2][4] bytes: of four neighbours first the high, then the low bytes of the
+    // 16-bit integer q = 256 high + low, both in -128..127.
+    std::byte* parts;
+    alignas(16) float inv[kTileRows];  // q = value * inv, value = q * step
+    alignas(16) float step[kTileRows];
+    alignas(16) float constant[kTileRows];
+    alignas(16) float weight[kTileRows];        // of the channels' means, values only
+    alignas(16) std::int32_t start[kTileRows];  // -centre * sum of the integers
 };
 
 constexpr int padded(int n) { return formats::round_up(n, 16); }
 
-inline Scratch make_scratch(std::byte* memory, int length) noexcept {
-    auto* floats = reinterpret_cast<float*>(memory);
-    Scratch s;
-    s.scale = floats;
-    s.offset = floats + length;
-    s.scaled = floats + 2 * length;
-    s.first.parts = memory + std::size_t(length) * 3 * sizeof(float);
-    s.rest.parts = s.first.parts + std::ptrdiff_t(2) * kMaxDecodeRows * length;
-    return s;
+// Scratch: [scaled rows of a tile, float][their integers].
+constexpr std::size_t fold_bytes(int length) {
+    return std::size_t(kTileRows) * std::size_t(length) * (sizeof(float) + 2);
 }
 
-struct Rounded {
-    float step;
-    std::int32_t sum;  // of the integers
-    float largest;     // magnitude of what rounding left in x; 0 unless kTakeResidual
-};
+inline std::byte* integers(float* scaled, int length) noexcept {
+    return reinterpret_cast<std::byte*>(scaled + std::ptrdiff_t(kTileRows) * length);
+}
 
-// Rounds the length values of x to 16-bit integers. kTakeResidual: x -= integer * step, product and
-// difference rounded one after the other as in the scalar kernels. The scalar kernels clamp as well, which
-// matters only for NaN; the row's constant carries it to the result.
-template <bool kTakeResidual>
-inline Rounded round_row(float* x, int length, float largest, int limit, std::byte* parts) noexcept {
-    const float bound = static_cast<float>(limit);
-    const bool zero = !(largest > 1e-30f);
-    const float step = zero ? 0.0f : largest / bound;
-    const __m512 inv = _mm512_set1_ps(zero ? 0.0f : bound / largest);
-    const __m512 unit = _mm512_set1_ps(step);
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the mantissa. With 128 more,
-    // byte 1 is the high part, since the low one is within -128..127, and byte 0 the low part + 128.
-    const __m512 magic = _mm512_set1_ps(12582912.0f + 128.0f);
-    constexpr std::uint32_t kMagicBits = 0x4b400000u + 128u;
-    const __m512i flip = _mm512_set1_epi32(0x80);
-    const __m512i order = _mm512_set4_epi32(0, 0, 0x0c080400, 0x0d090501);  // bytes 1 of four lanes, bytes 0
-    const __m512i even_words = _mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6);
-    __m512i sums = _mm512_setzero_si512();
-    __m512 left = _mm512_setzero_ps();
-    for (int c = 0; c < length; c += 16) {
-        const __m512 value = _mm512_loadu_ps(x + c);
-        const __m512 rounded = _mm512_add_ps(_mm512_mul_ps(value, inv), magic);
-        const __m512i bits = _mm512_castps_si512(rounded);
-        sums = _mm512_add_epi32(sums, bits);
-        const __m512i bytes = _mm512_shuffle_epi8(_mm512_xor_si512(bits, flip), order);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(parts + std::ptrdiff_t(2) * c),
-                            _mm512_castsi512_si256(_mm512_permutexvar_epi64(even_words, bytes)));
-        if constexpr (kTakeResidual) {
-            const __m512 rest = _mm512_sub_ps(value, _mm512_mul_ps(_mm512_sub_ps(rounded, magic), unit));
-            _mm512_storeu_ps(x + c, rest);
-            left = _mm512_max_ps(_mm512_abs_ps(rest), left);
+// Words of two registers' integers, packed within 128-bit parts, to [quad][high x 4, low x 4].
+inline __m512i to_parts(__m512i words) noexcept {
+    // The low byte is signed, so the high part is the high byte of the integer + 128.
+    const __m512i high = _mm512_add_epi16(words, _mm512_set1_epi16(128));
+    const __m512i bytes = _mm512_xor_si512(high, _mm512_set1_epi16(0x80));
+    const __m512i order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
+    const __m512i quads = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm512_permutexvar_epi64(quads, _mm512_shuffle_epi8(bytes, order));
+}
+
+// Rounds kRows rows of length values to 16 bits; lane r of largest is row r's largest magnitude. The scalar
+// kernels clamp as well, which matters only for NaN; the row's constant carries it to the result.
+template <int kBits, int kRows>
+inline void round_rows(const float* scaled, int length, __m128 largest, int limit, Pass& pass) noexcept {
+    const __m128 bound = _mm_set1_ps(static_cast<float>(limit));
+    const __m128 nonzero = _mm_cmpgt_ps(largest, _mm_set1_ps(1e-30f));
+    _mm_store_ps(pass.inv, _mm_and_ps(_mm_div_ps(bound, largest), nonzero));
+    _mm_store_ps(pass.step, _mm_and_ps(_mm_div_ps(largest, bound), nonzero));
+    __m512i sums[kRows];
+    unroll<kRows>([&](auto r) { sums[r.value] = _mm512_setzero_si512(); });
+    const auto pack = [&](auto r, int c, auto n_registers) {
+        const float* x = scaled + std::ptrdiff_t(r.value) * length + c;
+        const __m512 factor = _mm512_set1_ps(pass.inv[r.value]);
+        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), factor));
+        __m512i b = _mm512_setzero_si512();
+        if constexpr (decltype(n_registers)::value == 2) {
+            b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16), factor));
         }
+        const __m512i words = _mm512_packs_epi32(a, b);
+        sums[r.value] = _mm512_dpwssd_epi32(sums[r.value], words, _mm512_set1_epi16(1));
+        return to_parts(words);
+    };
+    const std::ptrdiff_t row_bytes = std::ptrdiff_t(2) * length;
+    int c = 0;
+    for (; c + 32 <= length; c += 32) {
+        unroll<kRows>([&](auto r) {
+            _mm512_storeu_si512(pass.parts + r.value * row_bytes + 2 * c, pack(r, c, avx2::Int<2>{}));
+        });
     }
-    const auto total = static_cast<std::uint32_t>(horizontal_sum(sums)) - kMagicBits * unsigned(length);
-    return {step, static_cast<std::int32_t>(total), kTakeResidual ? horizontal_max(left) : 0.0f};
+    if (c < length) {
+        unroll<kRows>([&](auto r) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(pass.parts + r.value * row_bytes + 2 * c),
+                                _mm512_castsi512_si256(pack(r, c, avx2::Int<1>{})));
+        });
+    }
+    constexpr int kCentreShift = kBits - 1;
+    static_assert(formats::code_centre(kBits) == 1 << kCentreShift);
+    __m512 lanes[kRows];
+    unroll<kRows>([&](auto r) { lanes[r.value] = _mm512_castsi512_ps(sums[r.value]); });
+    const __m128i total = _mm_castps_si128(reduce_rows<kRows>(lanes, AddInts{}));
+    _mm_store_si128(reinterpret_cast<__m128i*>(pass.start),
+                    _mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32(total, kCentreShift)));
 }
 
-// Folds the block's scales and zero points into n_rows rows of x; length is a multiple of 16. needs_rest(r,
-// step) says whether a row's residual is wanted. Returns whether any is.
-template <int kBits, bool kIsKey, typename NeedsRest>
-inline bool fold(const std::byte* block, const std::byte* next, const BlockLayout& l, const float* x,
-                 std::ptrdiff_t stride, int n_rows, int length, int limit, Scratch& s,
-                 NeedsRest&& needs_rest) noexcept {
-    constexpr int centre = formats::code_centre(kBits);
-    const std::byte* ahead = next != nullptr ? next : block;
-    for (std::size_t at = 0; at < l.byte_plane; at += 64) {
-        prefetch(ahead + at);  // the next block's scales and zero points
-    }
+// Scales c .. c + 15.
+template <formats::ScaleForm kForm>
+inline __m512 load_scales(const std::byte* block, int c) noexcept {
+    return kForm == formats::ScaleForm::byte ? load_byte_scales(block + c)
+                                             : load_halves(block + std::size_t(c) * 2);
+}
+
+// Folds the block's scales and zero points into kRows rows of x and rounds them; length is a multiple of 16.
+template <int kBits, bool kIsKey, formats::ScaleForm kForm, int kRows>
+inline void fold(const std::byte* block, const BlockLayout& l, const float* x, std::ptrdiff_t stride,
+                 int length, int limit, float* scaled, Pass& pass) noexcept {
+    __m512 largest[kRows], constant[kRows], weight[kRows];
+    unroll<kRows>(
+        [&](auto r) { largest[r.value] = constant[r.value] = weight[r.value] = _mm512_setzero_ps(); });
     for (int c = 0; c < length; c += 16) {
-        const __m512 scale = l.scale_form == formats::ScaleForm::byte
-                                 ? load_byte_scales(block + c)
-                                 : load_halves(block + std::size_t(c) * 2);
-        _mm512_storeu_ps(s.scale + c, scale);
+        const __m512 scale = load_scales<kForm>(block, c);
+        __m512 offset = _mm512_setzero_ps();
         if constexpr (kIsKey) {
             const __m512 zero = load_halves(block + l.offsets + std::size_t(c) * 2);
-            _mm512_storeu_ps(s.offset + c, _mm512_fmadd_ps(scale, _mm512_set1_ps(centre), zero));
-        } else {
-            _mm512_storeu_ps(s.offset + c, _mm512_mul_ps(scale, _mm512_set1_ps(formats::kCentreAboveMiddle)));
+            offset = _mm512_fmadd_ps(scale, _mm512_set1_ps(formats::code_centre(kBits)), zero);
         }
+        unroll<kRows>([&](auto r) {
+            const __m512 value = _mm512_loadu_ps(x + r.value * stride + c);
+            const __m512 product = _mm512_mul_ps(value, scale);
+            _mm512_storeu_ps(scaled + std::ptrdiff_t(r.value) * length + c, product);
+            largest[r.value] = max_magnitude(product, largest[r.value]);
+            if constexpr (kIsKey) {
+                constant[r.value] = _mm512_fmadd_ps(value, offset, constant[r.value]);
+            } else {
+                constant[r.value] = _mm512_add_ps(product, constant[r.value]);
+                weight[r.value] = _mm512_add_ps(value, weight[r.value]);
+            }
+        });
     }
-    bool any = false;
-    for (int r = 0; r < n_rows; ++r) {
-        const float* row = x + r * stride;
-        __m512 largest = _mm512_setzero_ps(), constant = _mm512_setzero_ps(), weight = _mm512_setzero_ps();
-        for (int c = 0; c < length; c += 16) {
-            const __m512 value = _mm512_loadu_ps(row + c);
-            const __m512 scaled = _mm512_mul_ps(value, _mm512_loadu_ps(s.scale + c));
-            _mm512_storeu_ps(s.scaled + c, scaled);
-            largest = _mm512_max_ps(_mm512_abs_ps(scaled), largest);
-            constant = _mm512_fmadd_ps(value, _mm512_loadu_ps(s.offset + c), constant);
-            if constexpr (!kIsKey) weight = _mm512_add_ps(weight, value);
-        }
-        const auto start = [](std::int32_t sum) {
-            return static_cast<std::int32_t>(-static_cast<std::uint32_t>(centre) *
-                                             static_cast<std::uint32_t>(sum));
-        };
-        const float row_largest = horizontal_max(largest);
-        const std::ptrdiff_t at = std::ptrdiff_t(2) * r * length;
-        s.first.constant[r] = horizontal_sum(constant);
-        s.rest.constant[r] = 0.0f;
-        s.first.weight[r] = horizontal_sum(weight);
-        s.rest.weight[r] = 0.0f;
-        s.has_rest[r] = needs_rest(r, row_largest > 1e-30f ? row_largest / static_cast<float>(limit) : 0.0f);
-        if (s.has_rest[r]) {
-            any = true;
-            const Rounded first = round_row<true>(s.scaled, length, row_largest, limit, s.first.parts + at);
-            const Rounded rest = round_row<false>(s.scaled, length, first.largest, limit, s.rest.parts + at);
-            s.first.step[r] = first.step, s.first.start[r] = start(first.sum);
-            s.rest.step[r] = rest.step, s.rest.start[r] = start(rest.sum);
-        } else {
-            const Rounded first = round_row<false>(s.scaled, length, row_largest, limit, s.first.parts + at);
-            s.first.step[r] = first.step, s.first.start[r] = start(first.sum);
-            s.rest.step[r] = 0.0f, s.rest.start[r] = 0;
-            std::memset(s.rest.parts + at, 0, std::size_t(length) * 2);
-        }
+    const __m128 row_largest = reduce_rows<kRows>(largest, Max{});
+    const __m128 row_constant = reduce_rows<kRows>(constant, Add{});
+    if constexpr (kIsKey) {
+        _mm_store_ps(pass.constant, row_constant);
+    } else {
+        _mm_store_ps(pass.constant, _mm_mul_ps(row_constant, _mm_set1_ps(formats::kCentreAboveMiddle)));
+        _mm_store_ps(pass.weight, reduce_rows<kRows>(weight, Add{}));
     }
-    return any;
+    round_rows<kBits, kRows>(scaled, length, row_largest, limit, pass);
 }
 
-inline bool any_rest(const Scratch& s, int r, int n) noexcept {
-    for (int i = r; i < r + n; ++i) {
-        if (s.has_rest[i]) {
-            return true;
+// Replaces the pass by what it left out of the rows of the mask; the other rows' integers become 0. Product
+// and difference are rounded one after the other as in the scalar kernels.
+template <int kBits, int kRows>
+inline void fold_rest(float* scaled, int length, int limit, unsigned rows, Pass& pass) noexcept {
+    __m512 largest[kRows];
+    unroll<kRows>([&](auto row) {
+        constexpr int r = decltype(row)::value;
+        largest[r] = _mm512_setzero_ps();
+        const __m512 factor = _mm512_set1_ps(pass.inv[r]), unit = _mm512_set1_ps(pass.step[r]);
+        for (int c = 0; c < length; c += 16) {
+            float* x = scaled + std::ptrdiff_t(r) * length + c;
+            const __m512 value = _mm512_loadu_ps(x);
+            const __m512 q = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(_mm512_mul_ps(value, factor)));
+            __m512 rest = _mm512_sub_ps(value, _mm512_mul_ps(q, unit));
+            if ((rows >> r & 1u) == 0) rest = _mm512_setzero_ps();
+            _mm512_storeu_ps(x, rest);
+            largest[r] = max_magnitude(rest, largest[r]);
         }
+    });
+    _mm_store_ps(pass.constant, _mm_setzero_ps());
+    _mm_store_ps(pass.weight, _mm_setzero_ps());
+    round_rows<kBits, kRows>(scaled, length, reduce_rows<kRows>(largest, Max{}), limit, pass);
+}
+
+// Asks for the scales and zero points (or means) of the next page, and before that for a line of each 4 KiB
+// of it: the walks of the page tables overlap.
+inline void prefetch_parameters(const std::byte* next, const BlockLayout& l) noexcept {
+    if (next == nullptr) return;
+    for (std::size_t at = 4096; at < l.bytes; at += 4096) {
+        prefetch(next + at);
     }
-    return false;
+    prefetch(next + l.bytes - 1);
+    for (std::size_t at = 0; at < l.byte_plane; at += 64) {
+        prefetch(next + at);
+    }
 }
 
 }  // namespace

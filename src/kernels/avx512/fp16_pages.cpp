@@ -96,6 +96,10 @@ inline void pv_tile(const PvArgs& a, int r0, int t0, int t1, int c, const std::b
 }  // namespace
 
 void qk_f16(const QkArgs& a) noexcept {
+    if (a.n_rows >= kBlockRows && a.keys.n_tokens >= kBlockKeys) {
+        qk_f16_blocks(a);
+        return;
+    }
     // Token tiles outside: each key is converted for all rows while it is in L1.
     int t = 0;
     for (; t + kChunk <= a.keys.n_tokens; t += kChunk) {
@@ -117,6 +121,10 @@ void qk_f16(const QkArgs& a) noexcept {
 }
 
 void pv_f16(const PvArgs& a) noexcept {
+    if (a.n_rows >= kBlockRows) {
+        pv_f16_blocks(a);
+        return;
+    }
     const int dim = a.values.head_dim;
     for (int t0 = 0; t0 < a.values.n_tokens; t0 += kChunk) {
         const int t1 = t0 + kChunk < a.values.n_tokens ? t0 + kChunk : a.values.n_tokens;

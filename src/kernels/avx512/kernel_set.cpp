@@ -1,6 +1,7 @@
 #include "formats/format_list.h"
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
+#include "kernels/avx512/fold.h"
 #include "kernels/cpu_features.h"
 #include "kernels/tiered_keys.h"
 
@@ -18,11 +19,10 @@ const FormatKernels kFormats[] = {MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_FORMAT_
 
 }  // namespace
 
-// Permuted rows of tiered keys; three rows of floats and both passes' integers, see fold.h.
+// Permuted rows of tiered keys, and a tile of folded rows.
 std::size_t scratch_bytes(int head_dim) noexcept {
-    const auto length = static_cast<std::size_t>(head_dim > kPage ? (head_dim + 15) / 16 * 16 : kPage);
-    return permuted_bytes(head_dim, kMaxDecodeRows) +
-           (3 * length * sizeof(float) + 2 * kMaxDecodeRows * length * 2 + 63) / 64 * 64;
+    const int length = head_dim > kPage ? padded(head_dim) : kPage;
+    return permuted_bytes(head_dim, kMaxDecodeRows) + fold_bytes(length);
 }
 
 const KernelSet kKernelSet = {
@@ -34,7 +34,7 @@ const KernelSet kKernelSet = {
     .supported = cpu_has_avx512,
 #endif
     .max_rows = kMaxDecodeRows,
-    .fp16_rows = kMaxDecodeRows,
+    .fp16_rows = 128,
     .product_error = 0.0f,
     .scratch_bytes = scratch_bytes,
     .qk_f16 = qk_f16,

@@ -42,6 +42,12 @@ inline __m512i broadcast4(const std::byte* p) noexcept {
     return _mm512_set1_epi32(bits);
 }
 
+// The larger of |x| and largest, which is not negative; skips NaN.
+inline __m512 max_magnitude(__m512 x, __m512 largest) noexcept {
+    constexpr int kLargerMagnitudeWithoutSign = 0b1011;
+    return _mm512_range_ps(x, largest, kLargerMagnitudeWithoutSign);
+}
+
 inline float horizontal_sum(__m512 x) noexcept {
     return avx2::horizontal_sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
 }

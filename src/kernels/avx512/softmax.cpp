@@ -11,18 +11,19 @@ namespace {
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // e^x for x <= 40, relative error below 2e-7; 0 below -87.33 (where results would be subnormal), NaN for NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor polynomial of degree 7 is exact to 6e-9 there.
+// x = n ln 2 + r with |r| <= ln 2 / 2. The polynomial is that of the AVX2 kernels.
 inline __m512 exp_ps(__m512 x) noexcept {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    // Added to a number below 2^22, it rounds the number to an integer.
+    const __m512 to_integer = _mm512_set1_ps(0x1.8p23f);
+    const __m512 z = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504089f), to_integer);
+    const __m512 n = _mm512_sub_ps(z, to_integer);
     __m512 r =
         _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);  // ln 2 in two parts, the first exact in n * it
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 5040);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+    __m512 p = _mm512_set1_ps(1.3926180e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3631761e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1666556e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666576e-1f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
@@ -49,69 +50,80 @@ inline __m512 tanh_ps(__m512 x) noexcept {
     return _mm512_or_ps(sign, _mm512_mask_mov_ps(large, is_small, small));
 }
 
-void softmax_row(const SoftmaxArgs& a, int r) noexcept {
-    const __m512 masked = _mm512_set1_ps(kMasked);
-    float* s = a.scores + r * kPage;
-    __m512 x[4];
-    __m512 largest = masked;
+// The largest of a row's 64 scores, in whatever lane; skips NaN.
+inline __m512 row_max(const float* s) noexcept {
+    const __m512 a = _mm512_max_ps(_mm512_loadu_ps(s), _mm512_set1_ps(kMasked));
+    const __m512 b = _mm512_max_ps(_mm512_loadu_ps(s + 16), a);
+    const __m512 c = _mm512_max_ps(_mm512_loadu_ps(s + 32), _mm512_set1_ps(kMasked));
+    return _mm512_max_ps(_mm512_max_ps(_mm512_loadu_ps(s + 48), c), b);
+}
+
+// scores -> exp(scores - shift); returns their sums.
+inline __m512 row_exp(float* s, float shift) noexcept {
+    const __m512 top = _mm512_set1_ps(shift);
+    __m512 p[4];
+    unroll<4>([&](auto i) {
+        p[i.value] = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(s + i.value * 16), top));
+        _mm512_storeu_ps(s + i.value * 16, p[i.value]);
+    });
+    return _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+}
+
+// A row whose largest score is -inf: all are masked, or some are NaN.
+bool all_masked(const float* s) noexcept {
     unsigned seen = 0;
-    for (int i = 0; i < 4; ++i) {
-        x[i] = _mm512_loadu_ps(s + i * 16);
-        largest = _mm512_max_ps(x[i], largest);  // skips NaN
-        seen |= _mm512_cmp_ps_mask(x[i], masked, _CMP_NEQ_UQ);
+    for (int i = 0; i < kPage; i += 16) {
+        seen |= _mm512_cmp_ps_mask(_mm512_loadu_ps(s + i), _mm512_set1_ps(kMasked), _CMP_NEQ_UQ);
     }
-    if (seen == 0) {
-        for (int i = 0; i < 4; ++i) {
-            _mm512_storeu_ps(s + i * 16, _mm512_setzero_ps());
-        }
-        a.rescale[r] = 1.0f;
-        return;
+    return seen == 0;
+}
+
+// One step for kRows <= 4 rows from r on: what is done once per row is done for all of them in one vector,
+// and the exponentials of all rows follow each other, so that the CPU overlaps them.
+template <int kRows>
+inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
+    float* scores = a.scores + std::ptrdiff_t(r) * kPage;
+    __m512 of_row[kRows];
+    unroll<kRows>([&](auto i) { of_row[i.value] = row_max(scores + i.value * kPage); });
+    const __m128 masked = _mm_set1_ps(kMasked);
+    const __m128 page_max = reduce_rows<kRows>(of_row, Max{});
+    const __m128i lanes = _mm256_castsi256_si128(avx2::lane_mask(kRows));
+    const __m128 m_before = _mm_maskload_ps(a.m + r, lanes);
+
+    // A row that sees nothing: m stays, p = exp(-inf - 0), rescale = 1.
+    __m128 unseen = _mm_setzero_ps();
+    if (_mm_movemask_ps(_mm_cmpeq_ps(page_max, masked)) != 0) {
+        alignas(16) std::int32_t row_unseen[4] = {};
+        for (int i = 0; i < kRows; ++i) row_unseen[i] = all_masked(scores + i * kPage) ? -1 : 0;
+        unseen = _mm_castsi128_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(row_unseen)));
     }
-    const float page_max = horizontal_max(largest);
-    const float m = page_max > a.m[r] ? page_max : a.m[r];
-    const __m512 shift = _mm512_set1_ps(m);
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < 4; ++i) {
-        const __m512 p = exp_ps(_mm512_sub_ps(x[i], shift));
-        _mm512_storeu_ps(s + i * 16, p);
-        sum = _mm512_add_ps(sum, p);
-    }
-    const float rescale = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(a.m[r] - m)));
-    a.rescale[r] = rescale;
-    a.l[r] = a.l[r] * rescale + horizontal_sum(sum);
-    a.m[r] = m;
+    const __m128 m = _mm_max_ps(m_before, page_max);
+    const __m512 change = _mm512_broadcast_f32x4(_mm_sub_ps(m_before, m));
+    const __m128 rescale = _mm_blendv_ps(_mm512_castps512_ps128(exp_ps(change)), _mm_set1_ps(1.0f), unseen);
+    alignas(16) float shift[4];
+    _mm_store_ps(shift, _mm_andnot_ps(unseen, m));
+
+    unroll<kRows>([&](auto i) { of_row[i.value] = row_exp(scores + i.value * kPage, shift[i.value]); });
+    const __m128 l =
+        _mm_fmadd_ps(_mm_maskload_ps(a.l + r, lanes), rescale, reduce_rows<kRows>(of_row, Add{}));
+    _mm_maskstore_ps(a.m + r, lanes, m);
+    _mm_maskstore_ps(a.l + r, lanes, l);
+    _mm_maskstore_ps(a.rescale + r, lanes, rescale);
 }
 
 // Rows r0 .. r0 + 15, one per lane where there is one number per row. False, with nothing written, where a
 // row sees nothing of the page.
 bool softmax_16(const SoftmaxArgs& a, int r0) noexcept {
-    const __m512 masked = _mm512_set1_ps(kMasked);
     float* s = a.scores + std::ptrdiff_t(r0) * kPage;
     __m512 of_row[16];
-    for (int r = 0; r < 16; ++r) {
-        __m512 largest = masked;
-        for (int i = 0; i < 4; ++i) {
-            largest = _mm512_max_ps(_mm512_loadu_ps(s + r * kPage + i * 16), largest);  // skips NaN
-        }
-        of_row[r] = largest;
-    }
+    for (int r = 0; r < 16; ++r) of_row[r] = row_max(s + r * kPage);
     const __m512 page_max = max_each(of_row), before = _mm512_loadu_ps(a.m + r0);
-    if (_mm512_cmp_ps_mask(page_max, masked, _CMP_EQ_OQ) != 0) return false;
+    if (_mm512_cmp_ps_mask(page_max, _mm512_set1_ps(kMasked), _CMP_EQ_OQ) != 0) return false;
     const __m512 m = _mm512_max_ps(page_max, before);
     const __m512 rescale = exp_ps(_mm512_sub_ps(before, m));
     _mm512_storeu_ps(a.m + r0, m);
     _mm512_storeu_ps(a.rescale + r0, rescale);
-    for (int r = 0; r < 16; ++r) {
-        const __m512 shift = _mm512_set1_ps(a.m[r0 + r]);
-        __m512 sum = _mm512_setzero_ps();
-        for (int i = 0; i < 4; ++i) {
-            float* x = s + r * kPage + i * 16;
-            const __m512 p = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(x), shift));
-            _mm512_storeu_ps(x, p);
-            sum = _mm512_add_ps(sum, p);
-        }
-        of_row[r] = sum;
-    }
+    for (int r = 0; r < 16; ++r) of_row[r] = row_exp(s + r * kPage, a.m[r0 + r]);
     const __m512 l = _mm512_mul_ps(_mm512_loadu_ps(a.l + r0), rescale);
     _mm512_storeu_ps(a.l + r0, _mm512_add_ps(l, sum_each(of_row)));
     return true;
@@ -147,9 +159,9 @@ void softmax(const SoftmaxArgs& a) noexcept {
     int r = 0;
     for (; r + 16 <= a.n_rows; r += 16) {
         if (softmax_16(a, r)) continue;
-        for (int i = 0; i < 16; ++i) softmax_row(a, r + i);
+        for (int i = 0; i < 16; i += 4) softmax_rows<4>(a, r + i);
     }
-    for (; r < a.n_rows; ++r) softmax_row(a, r);
+    for_row_tiles(a.n_rows - r, [&](int i, auto rows) { softmax_rows<decltype(rows)::value>(a, r + i); });
 }
 
 }  // namespace mixed_kv::kernels::avx512

@@ -43,18 +43,8 @@ inline __m512i cvtne2ps_pbh(__m512 a, __m512 b) noexcept {
     return r;
 }
 
-// Rounded to nearest even; what is no 32-bit integer, NaN included, becomes the smallest one.
-inline __m512i cvtps_epi32(__m512 x) noexcept {
-    __m256i h[2] = {_mm256_cvtps_epi32(half_of(x, 0)), _mm256_cvtps_epi32(half_of(x, 1))};
-    __m512i r;
-    std::memcpy(&r, h, sizeof r);
-    return r;
-}
-
 }  // namespace
 }  // namespace mixed_kv::emulation
 
 #undef _mm512_cvtne2ps_pbh
 #define _mm512_cvtne2ps_pbh(a, b) ::mixed_kv::emulation::cvtne2ps_pbh(a, b)
-#undef _mm512_cvtps_epi32
-#define _mm512_cvtps_epi32(x) ::mixed_kv::emulation::cvtps_epi32(x)

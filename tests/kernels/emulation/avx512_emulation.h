@@ -54,12 +54,25 @@ inline __m512i dpbusd(__m512i sum, __m512i a, __m512i b) noexcept {
                 dpbusd(half_of(sum, 1), half_of(a, 1), half_of(b, 1)));
 }
 
+// Signed 16-bit products, sums of two added to 32 bits without saturation.
+inline __m512i dpwssd(__m512i sum, __m512i a, __m512i b) noexcept {
+    const auto half = [&](int i) {
+        return _mm256_add_epi32(half_of(sum, i), _mm256_madd_epi16(half_of(a, i), half_of(b, i)));
+    };
+    return join(half(0), half(1));
+}
+
 inline __m512 cvtph_ps(__m256i x) noexcept {
     return join(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
 }
 
 inline __m512 cvtepi32_ps(__m512i x) noexcept {
     return join(_mm256_cvtepi32_ps(half_of(x, 0)), _mm256_cvtepi32_ps(half_of(x, 1)));
+}
+
+// Rounded to nearest even; what is no 32-bit integer, NaN included, becomes the smallest one.
+inline __m512i cvtps_epi32(__m512 x) noexcept {
+    return join(_mm256_cvtps_epi32(half_of(x, 0)), _mm256_cvtps_epi32(half_of(x, 1)));
 }
 
 inline __m512i srai_epi32(__m512i x, int n) noexcept {
@@ -128,6 +141,10 @@ inline __m512 shuffle_f32x4(__m512 a, __m512 b, int order) noexcept {
 
 #undef _mm512_dpbusd_epi32
 #define _mm512_dpbusd_epi32(sum, a, b) ::mixed_kv::emulation::dpbusd(sum, a, b)
+#undef _mm512_dpwssd_epi32
+#define _mm512_dpwssd_epi32(sum, a, b) ::mixed_kv::emulation::dpwssd(sum, a, b)
+#undef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32(x) ::mixed_kv::emulation::cvtps_epi32(x)
 #undef _mm512_ternarylogic_epi32
 #define _mm512_ternarylogic_epi32(a, b, c, table) ::mixed_kv::emulation::ternarylogic<table>(a, b, c)
 #undef _mm512_maskz_scalef_ps
