@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -119,7 +118,7 @@ class Cache {
         const auto offset = std::size_t(in_.below(std::int64_t(all)));
         const auto size =
             std::size_t(in_.below(std::int64_t(std::min<std::size_t>(all - offset, 20000)) + 1));
-        switch (in_.byte() % 6) {
+        switch (in_.byte() % 7) {
             case 0: {
                 std::vector<std::byte> bytes(size + 2);
                 // Finite values: what a block makes of others is the codec's business.
@@ -138,11 +137,7 @@ class Cache {
             case 2: {
                 std::vector<std::byte> bytes(size);
                 side.tensor->read_bytes(offset, bytes.data(), size);
-                if (size != 0 &&
-                    std::memcmp(bytes.data(),
-                                reinterpret_cast<const std::byte*>(side.model->rows().data()) + offset,
-                                size) != 0)
-                    std::abort();
+                if (!equals_model(*side.model, offset, bytes)) std::abort();
                 break;
             }
             case 3: {
@@ -160,6 +155,9 @@ class Cache {
                 }
                 tracker_->clear();
                 break;
+            case 5:
+                shift(side);
+                break;
             default:  // beyond the end: refused, and nothing changes
                 try {
                     side.tensor->read_bytes(all - size / 2, nullptr, size + 1);
@@ -168,6 +166,44 @@ class Cache {
                 }
                 break;
         }
+    }
+
+    // Byte for byte, but for the signs of zeros: a turn may negate those of rows that are stored.
+    static bool equals_model(const KvModel& model, std::size_t offset, const std::vector<std::byte>& bytes) {
+        const auto* want = reinterpret_cast<const std::byte*>(model.rows().data());
+        for (std::size_t i = 0; i < bytes.size(); ++i) {
+            const std::size_t at = offset + i;
+            const bool is_zero = (model.rows()[at / sizeof(fp16_t)] & 0x7fff) == 0;
+            const std::byte difference = bytes[i] ^ want[at];
+            const bool is_sign = at % 2 == 1 && difference == std::byte{0x80};
+            if (difference != std::byte{0} && !(is_zero && is_sign)) return false;
+        }
+        return true;
+    }
+
+    // Of keys: cells of one range, or of sequences that take turns on every page, or each for itself.
+    void shift(Side& side) {
+        if (side.tensor->config().role != KvRole::key) return;
+        const int d = shape_.head_dim;
+        const RotaryPairs layouts[] = {{0, d / 2, false}, {0, d / 2, true}, {4, d / 4, false}};
+        const RotaryPairs pairs = layouts[in_.byte() % 3];
+        const std::int64_t all = n_cells_ * n_stream_, first = in_.below(all), n = in_.below(all) + 1;
+        const auto kind = in_.byte() % 4, sequences = 1 + in_.byte() % 5, step = in_.byte() % 4;
+        const bool scattered = in_.byte() % 8 == 0;
+        std::vector<std::uint32_t> kinds(static_cast<std::size_t>(all));
+        for (std::int64_t i = 0; i < n; ++i) {
+            const std::int64_t cell = (first + i) % all;
+            kinds[std::size_t(cell)] =
+                scattered ? in_.byte() % 4 : unsigned(kind + step * (cell % sequences)) % 4;
+        }
+        const test::QuarterTurns quarters(shape_, pairs, kinds);
+        side.model->shift(quarters.shift);
+        side.tensor->plan_shift(quarters.shift);
+        if (in_.byte() % 8 == 0) {  // planned anew: a plan alone changes nothing
+            side.tensor->abandon_shift();
+            side.tensor->plan_shift(quarters.shift);
+        }
+        side.tensor->commit_shift();
     }
 
     Choices& in_;

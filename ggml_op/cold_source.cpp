@@ -189,7 +189,22 @@ void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor
     }
 }
 
-void CachePages::fill(const ggml_tensor* hot, const ggml_tensor* cold) noexcept {
+void CachePages::check_blocks() const {
+    for (std::size_t i = 0; i < cold_at_.size(); ++i) {
+        for (int h = 0; h < shape_.heads.n_head; ++h) {
+            try {
+                layout_.format->check_block(
+                    shape_.role, shape_.heads.head_dim,
+                    cold_.data() +
+                        (i * std::size_t(shape_.heads.n_head) + std::size_t(h)) * layout_.block_bytes);
+            } catch (const Error& e) {
+                fail("_quant", "page " + std::to_string(i) + ", head " + std::to_string(h) + ": " + e.what());
+            }
+        }
+    }
+}
+
+void CachePages::fill(const ggml_tensor* hot, const ggml_tensor* cold) {
     const HeadShape& heads = shape_.heads;
     for (std::size_t i = 0; i < row_targets_.size(); ++i) {
         const auto* row = static_cast<const std::byte*>(hot->data) + i * hot->nb[1];
@@ -204,6 +219,7 @@ void CachePages::fill(const ggml_tensor* hot, const ggml_tensor* cold) noexcept 
     if (!blocks_of_ggml_) {
         // Copied, because kernels want blocks at multiples of 64 bytes and ggml's buffers promise less.
         std::memcpy(cold_.data(), from, cold_at_.size() * page_bytes);
+        check_blocks();
         return;
     }
     const std::size_t row_bytes = layout_.block_bytes / kPageTokens;

@@ -48,8 +48,9 @@ class CachePages {
     void lay_out(const char* name, const Shape& shape, const ggml_tensor* hot, const ggml_tensor* cold,
                  const std::string& format, const Cells& cells, const BlockKernelSet& kernels);
 
-    // Copies the rows out of the tensors, which have the shapes and strides given to lay_out().
-    void fill(const ggml_tensor* hot, const ggml_tensor* cold) noexcept;
+    // Copies the rows out of the tensors, which have the shapes and strides given to lay_out(). Throws Error
+    // for a block that is none: its bytes come from anywhere, and kernels trust them.
+    void fill(const ggml_tensor* hot, const ggml_tensor* cold);
 
     PageTable table() const noexcept { return {pages_.data(), std::int64_t(pages_.size()), layout_}; }
     // Cells that rows were given for, before n_kv is applied.
@@ -59,6 +60,7 @@ class CachePages {
     void check_hot(const ggml_tensor* hot) const;
     std::int64_t check_cold(const ggml_tensor* cold, const std::string& format,
                             const BlockKernelSet& kernels);
+    void check_blocks() const;
     [[noreturn]] void fail(const char* tensor, const std::string& what) const;
 
     std::string name_;

@@ -154,7 +154,7 @@ void FlashDecodeOp::Impl::prepare_node(ggml_tensor*, int thread, int n_threads, 
     if (thread != 0) return;
     try {
         static_cast<Impl*>(self)->prepare(n_threads);
-    } catch (const std::exception& e) {  // memory; ggml's C code cannot be unwound
+    } catch (const std::exception& e) {  // memory, damaged blocks; ggml's C code cannot be unwound
         GGML_ABORT("flash decoding op: %s", e.what());
     }
 }

@@ -109,7 +109,8 @@ bool KvTensor::plan_groups(std::uint32_t index) {
         std::uint32_t before, kind;
         std::uint64_t cells;
     };
-    constexpr int kMost = PageShift::kMaxGroups + 1;  // one of them stays as it is
+    // Sums of different turns may be equal, so there may be more of these than groups of the result.
+    constexpr int kMost = 4 * PageShift::kMaxGroups;
     Group groups[kMost];
     int n = 0;
     bool moves = false;

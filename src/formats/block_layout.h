@@ -134,6 +134,11 @@ constexpr int width_budget(int code_bits, int head_dim) {
     return head_dim / 16 * (code_bits == 3 ? 11 : 4 * code_bits) / 4;
 }
 
+// Rows that are looked at to find out how close a channel's values lie (key_tiers.h): of n counted ones, row
+// i
+// * n / 12.
+constexpr int kSampledRows = 12;
+
 // The order and the widths.
 constexpr std::size_t tier_header_bytes(int head_dim) {
     return std::size_t(round_up(head_dim / 4 + head_dim / 16, 16));

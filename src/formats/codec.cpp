@@ -1,5 +1,6 @@
 #include "formats/codec.h"
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -281,12 +282,13 @@ void encode_channels(int bits, const kernels::EncodeArgs& args, const BlockLayou
     }
 }
 
-// Range and mean of the counted rows; 0 if there are none.
+// Range and mean of the counted rows, 0 if there are none; gap: see KeySpreads.
 struct Spread {
-    float range, mean;
+    float range, mean, gap;
 };
 
 Spread spread_of(const float* column, std::uint64_t counted) noexcept {
+    float values[kPageRows];
     float lo = std::numeric_limits<float>::infinity();
     float hi = -lo, sum = 0.0f;
     int n = 0;
@@ -297,21 +299,35 @@ Spread spread_of(const float* column, std::uint64_t counted) noexcept {
         lo = column[t] < lo ? column[t] : lo;
         hi = column[t] > hi ? column[t] : hi;
         sum += column[t];
-        ++n;
+        values[n++] = column[t];
     }
-    return n > 0 ? Spread{hi - lo, sum * (1.0f / static_cast<float>(n))} : Spread{};
+    if (n == 0) {
+        return {};
+    }
+    Spread spread{hi - lo, sum * (1.0f / static_cast<float>(n)), 0.0f};
+    if (n >= kSampledRows) {
+        spread.gap = spread.range;
+        for (int i = 0; i < kSampledRows; ++i) {
+            for (int j = 0; j < i; ++j) {
+                const float gap = std::fabs(values[i * n / kSampledRows] - values[j * n / kSampledRows]);
+                spread.gap = gap > 0.0f && gap < spread.gap ? gap : spread.gap;
+            }
+        }
+    }
+    return spread;
 }
 
 void encode_tiers(int code_bits, const kernels::EncodeArgs& args) noexcept {
-    float ranges[kernels::kMaxHeadDim], means[kernels::kMaxHeadDim];
+    float ranges[kernels::kMaxHeadDim], means[kernels::kMaxHeadDim], gaps[kernels::kMaxHeadDim];
     for (int c = 0; c < args.head_dim; ++c) {
         float column[kPageRows];
         load_column(args, c, column);
         const Spread spread = spread_of(column, args.counted);
         ranges[c] = spread.range;
         means[c] = spread.mean;
+        gaps[c] = spread.gap;
     }
-    choose_key_tiers(code_bits, ranges, args.head_dim, args.block);
+    choose_key_tiers(code_bits, {ranges, gaps}, args.head_dim, args.block);
     const KeyTiers tiers = read_key_tiers(args.block, args.head_dim);
     for (int i = 0; i < tiers.n_tiers; ++i) {
         const KeyTier& tier = tiers.tier[i];

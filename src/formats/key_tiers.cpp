@@ -37,61 +37,102 @@ float importance(int code_bits, const float* ranges) noexcept {
     return (of[0] + of[1]) + (of[2] + of[3]);
 }
 
-}  // namespace
-
-void choose_key_tiers(int code_bits, const float* ranges, int head_dim, std::byte* block) noexcept {
-    constexpr int kMaxQuads = kernels::kMaxHeadDim / 4;
-    const int n_quads = head_dim / 4, n_slots = head_dim / 16;
-    float of_quad[kMaxQuads];
-    std::uint8_t order[kMaxQuads];
-    for (int g = 0; g < n_quads; ++g) {
-        of_quad[g] = importance(code_bits, ranges + g * 4);
-        order[g] = static_cast<std::uint8_t>(g);
+// Steps up to the narrowest width whose codes lie as close as the channel's values; more would stand for no
+// value. Values that were decoded are as far apart as the codes that they had: a block encoded again finds
+// its widths again. Rounding them to binary16 may have moved the nearest two by what is left of one more
+// code.
+int useful_steps(float range, float gap) noexcept {
+    int steps = range > 0.0f ? 1 : 0;
+    while (steps > 0 && steps < kSteps && gap * static_cast<float>(1 << kTierWidths[steps]) <= range) {
+        ++steps;
     }
-    std::sort(order, order + n_quads, [&of_quad](std::uint8_t a, std::uint8_t b) {
-        return of_quad[a] != of_quad[b] ? of_quad[a] > of_quad[b] : a < b;
-    });
+    return steps;
+}
 
-    float of_slot[kMaxQuads / 4];
-    int step[kMaxQuads / 4];  // taken so far
-    for (int s = 0; s < n_slots; ++s) {
-        const std::uint8_t* quad = order + s * 4;
-        of_slot[s] = (of_quad[quad[0]] + of_quad[quad[1]]) + (of_quad[quad[2]] + of_quad[quad[3]]);
-        step[s] = 0;
+constexpr int kMaxQuads = kernels::kMaxHeadDim / 4;
+constexpr int kMaxSlots = kMaxQuads / 4;
+
+struct Quad {
+    std::uint8_t index;
+    int useful_steps;
+    float importance;
+};
+
+struct Slot {
+    const Quad* quads;  // [4]
+    float importance;
+    int steps;  // taken so far
+    bool ended;
+};
+
+// The quads of a decoded tier come together again.
+bool comes_first(const Quad& a, const Quad& b) noexcept {
+    if (a.useful_steps != b.useful_steps) {
+        return a.useful_steps > b.useful_steps;
     }
-    // The widths do not increase from slot to slot: importances do not, and of equal gains the first is
-    // taken. A slot of constant channels needs no code.
-    bool ended[kMaxQuads / 4] = {};
-    for (int left = width_budget(code_bits, head_dim); left > 0;) {
-        int best = -1;
+    return a.importance != b.importance ? a.importance > b.importance : a.index < b.index;
+}
+
+// The step of the largest gain is taken, of equal gains the first, until the budget is spent.
+void spend(int budget, Slot* slots, int n_slots) noexcept {
+    for (int left = budget; left > 0;) {
+        Slot* best = nullptr;
         float best_gain = 0.0f;
-        for (int s = 0; s < n_slots; ++s) {
-            if (ended[s] || step[s] == kSteps) {
+        for (Slot* slot = slots; slot < slots + n_slots; ++slot) {
+            if (slot->ended || slot->steps == slot->quads[0].useful_steps) {
                 continue;
             }
-            const float g = kGain[step[s]] * of_slot[s];
+            const float g = kGain[slot->steps] * slot->importance;
             if (g > best_gain) {
-                best = s;
+                best = slot;
                 best_gain = g;
             }
         }
-        if (best < 0) {
+        if (best == nullptr) {
             break;
         }
-        const int price = kTierWidths[step[best] + 1] - kTierWidths[step[best]];
+        const int price = kTierWidths[best->steps + 1] - kTierWidths[best->steps];
         if (price > left) {
-            ended[best] = true;
+            best->ended = true;
             continue;
         }
         left -= price;
-        ++step[best];
+        ++best->steps;
     }
+}
+
+}  // namespace
+
+void choose_key_tiers(int code_bits, const KeySpreads& spreads, int head_dim, std::byte* block) noexcept {
+    const int n_quads = head_dim / 4, n_slots = head_dim / 16;
+    Quad quads[kMaxQuads];
+    for (int g = 0; g < n_quads; ++g) {
+        quads[g] = {static_cast<std::uint8_t>(g), 0, importance(code_bits, spreads.ranges + g * 4)};
+        for (int c = g * 4; c < g * 4 + 4; ++c) {
+            quads[g].useful_steps =
+                std::max(quads[g].useful_steps, useful_steps(spreads.ranges[c], spreads.gaps[c]));
+        }
+    }
+    std::sort(quads, quads + n_quads, comes_first);
+
+    Slot slots[kMaxSlots];
+    for (int s = 0; s < n_slots; ++s) {
+        const Quad* q = quads + s * 4;
+        slots[s] = {q, (q[0].importance + q[1].importance) + (q[2].importance + q[3].importance), 0, false};
+    }
+    spend(width_budget(code_bits, head_dim), slots, n_slots);
+    // Widths decrease with the importances, but for important slots with few useful steps.
+    std::sort(slots, slots + n_slots, [](const Slot& a, const Slot& b) {
+        return a.steps != b.steps ? a.steps > b.steps : a.quads < b.quads;
+    });
 
     auto* header = reinterpret_cast<std::uint8_t*>(block);
     std::fill_n(header, tier_header_bytes(head_dim), std::uint8_t(0));
-    std::copy_n(order, n_quads, header);
     for (int s = 0; s < n_slots; ++s) {
-        header[n_quads + s] = static_cast<std::uint8_t>(kTierWidths[step[s]]);
+        for (int i = 0; i < 4; ++i) {
+            header[s * 4 + i] = slots[s].quads[i].index;
+        }
+        header[n_quads + s] = static_cast<std::uint8_t>(kTierWidths[slots[s].steps]);
     }
 }
 

@@ -16,21 +16,6 @@
 
 namespace mixed_kv::test {
 
-// A K-shift whose results are exact: kinds 1 to 3 are that many quarter turns of every pair.
-struct QuarterTurns {
-    QuarterTurns(HeadShape shape, const RotaryPairs& pairs, const std::vector<std::uint32_t>& kinds) {
-        const float c[] = {0, -1, 0}, s[] = {1, 0, -1};
-        for (int kind = 0; kind < 3; ++kind) {
-            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), c[kind]);
-            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), s[kind]);
-        }
-        shift = {shape.n_head, shape.head_dim, pairs, kinds.data(), turns.data(), distances, 3};
-    }
-    std::vector<float> turns;
-    std::int64_t distances[3] = {1, 2, 3};
-    KeyShift shift;
-};
-
 struct DriverSpec {
     KvRole role = KvRole::key;
     std::int64_t n_cells = 512;

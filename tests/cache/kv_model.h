@@ -9,6 +9,21 @@
 
 namespace mixed_kv::test {
 
+// A K-shift whose results are exact: kinds 1 to 3 are that many quarter turns of every pair.
+struct QuarterTurns {
+    QuarterTurns(HeadShape shape, const RotaryPairs& pairs, const std::vector<std::uint32_t>& kinds) {
+        const float c[] = {0, -1, 0}, s[] = {1, 0, -1};
+        for (int kind = 0; kind < 3; ++kind) {
+            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), c[kind]);
+            turns.insert(turns.end(), static_cast<std::size_t>(pairs.n_pairs), s[kind]);
+        }
+        shift = {shape.n_head, shape.head_dim, pairs, kinds.data(), turns.data(), distances, 3};
+    }
+    std::vector<float> turns;
+    std::int64_t distances[3] = {1, 2, 3};
+    KeyShift shift;
+};
+
 // What a KvTensor must hold, as a plain array of rows that is written along with it. It knows nothing of
 // freezing: it looks at the page states after each operation, judges whether each change was allowed, and
 // takes over what a block decodes to. From then on those rows must stay as they are, bit for bit.
@@ -56,6 +71,7 @@ class KvModel {
     std::vector<std::byte> encode(std::size_t index, std::uint64_t counted) const;
     void check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& truth,
                            const std::vector<fp16_t>& decoded);
+    bool is_stored(std::int64_t cell) const;
     bool shift_needs_encoding(std::size_t index, const KeyShift& shift) const;
     void fail(std::size_t page, const std::string& what);
     std::int64_t first_cell(std::size_t index) const;

@@ -201,6 +201,20 @@ TEST(KvShift, SequencesOnSharedPages) {
     EXPECT_EQ(cache.page(0).shift_groups, 0u);
 }
 
+// Sequences that shifted apart and come together again: seven kinds of cells, three groups.
+TEST(KvShift, EqualSumsAreOneGroup) {
+    KvDriver cache({.n_cells = 256, .window = 0, .sinks = 0});
+    cache.decode_run(0, 192);
+    cache.decode({192}, {0});
+    std::vector<std::uint32_t> kinds = all(256, 0);
+    for (std::uint32_t cell = 0; cell < 192; ++cell) kinds[cell] = cell % 4;
+    cache.shift(kinds, kHalves);
+    for (std::uint32_t cell = 0; cell < 192; ++cell) kinds[cell] = cell % 64 < 32 ? 0 : 3 - cell % 4;
+    cache.shift(kinds, kHalves);
+    EXPECT_EQ(cache.tensor.counters().reencodes, 0u);
+    for (std::int64_t p = 0; p < 3; ++p) EXPECT_EQ(cache.page(p).shift_groups, 3u);
+}
+
 TEST(KvShift, RowsWrittenLaterJoinTheBlocksGroup) {
     KvDriver cache({.n_cells = 512, .window = 32});
     cache.decode_run(0, 300);

@@ -5,6 +5,7 @@
 
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/cold_format.h"
+#include "mixed_kv/error.h"
 
 namespace mixed_kv {
 namespace {
@@ -130,6 +131,58 @@ TEST(ColdFormats, TiersFillTheBlock) {
                     EXPECT_GE(bits, budget - 1);
                 }
             }
+        }
+    }
+}
+
+TEST(ColdFormats, WhatIsEncodedIsABlock) {
+    std::mt19937 rng(72);
+    for (const ColdFormat& format : cold_formats()) {
+        for (const KvRole role : {KvRole::key, KvRole::value}) {
+            for (const int dim : {16, 40, 64, 72, 128, 1024}) {
+                for (const testing::RowData kind : testing::kAllRowData) {
+                    const testing::EncodedPage page(format, role, dim, testing::make_rows(kind, dim, rng));
+                    EXPECT_NO_THROW(format.check_block(role, dim, page.block.data()));
+                }
+            }
+        }
+    }
+}
+
+TEST(ColdFormats, OtherBytesAreNone) {
+    std::mt19937 rng(73);
+    constexpr int dim = 64, kWidths = dim / 4;
+    for (const ColdFormat& format : cold_formats()) {
+        for (const KvRole role : {KvRole::key, KvRole::value}) {
+            const testing::EncodedPage page(format, role, dim,
+                                            testing::make_rows(testing::RowData::graded, dim, rng));
+            const auto refuses = [&](std::size_t at, std::initializer_list<int> bytes) {
+                std::vector<std::byte> block(page.block.data(), page.block.data() + page.block.size());
+                for (const int b : bytes) block[at++] = std::byte(b);
+                try {
+                    format.check_block(role, dim, block.data());
+                } catch (const Error&) {
+                    return true;
+                }
+                return false;
+            };
+            EXPECT_FALSE(refuses(0, {}));
+            for (const auto& part : page.parts()) {  // an infinite scale, an offset that is NaN
+                const auto start = std::size_t(part.data - page.block.data());
+                const bool byte = part.layout.scale_form == formats::ScaleForm::byte;
+                if (part.layout.n_scales > 0) {
+                    EXPECT_TRUE(byte ? refuses(start + 1, {0xf8}) : refuses(start + 2, {0x00, 0x7c}));
+                }
+                EXPECT_TRUE(refuses(start + part.layout.offsets + 4, {0x01, 0xfe}));
+            }
+            if (!formats::is_tiered(role == KvRole::key, format.code_bits, dim)) continue;
+            const int second = std::to_integer<int>(page.block[1]);
+            EXPECT_TRUE(refuses(0, {second}));              // a quad twice
+            EXPECT_TRUE(refuses(0, {dim / 4}));             // no such quad
+            EXPECT_TRUE(refuses(kWidths, {2, 3, 0, 0}));    // wider again
+            EXPECT_TRUE(refuses(kWidths, {5, 0, 0, 0}));    // no such width
+            EXPECT_TRUE(refuses(kWidths, {255, 0, 0, 0}));  // far beyond the block
+            EXPECT_TRUE(refuses(kWidths, {6, 6, 6, 6}));    // more than the budget
         }
     }
 }

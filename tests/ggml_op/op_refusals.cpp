@@ -1,7 +1,10 @@
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <initializer_list>
 
+#include "ggml_op/cold_source.h"
+#include "ggml_op/ggml_block_kernels.h"
 #include "mixed_kv/cold_format.h"
 #include "mixed_kv/error.h"
 #include "op_check.h"
@@ -33,6 +36,35 @@ struct Call {
         return ggml_new_tensor_3d(ctx, type, ne[0], ne[1], ne[2]);
     }
 };
+
+// Blocks are looked at when they are there: what the op says of a key block whose first byte is `order`, the
+// place of a quad, or whose first width is `width`.
+std::string answer_to_block(int order, int width) {
+    constexpr int kHeadDim = 64;
+    const ColdFormat& q3 = *find_cold_format("q3");
+    const auto bytes = std::int64_t(q3.block_bytes(KvRole::key, kHeadDim));
+    ggml_context* ctx = ggml_init({std::size_t(4 * bytes) + 4 * ggml_tensor_overhead(), nullptr, false});
+    ggml_tensor* cold = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, bytes, 1, 2);
+    auto* block = static_cast<std::uint8_t*>(cold->data);
+    std::memset(block, 0, std::size_t(2 * bytes));
+    for (int page = 0; page < 2; ++page, block += bytes) {
+        for (int quad = 0; quad < kHeadDim / 4; ++quad) block[quad] = std::uint8_t(quad);
+    }
+    block -= bytes;  // the second page's
+    block[0] = std::uint8_t(order);
+    block[kHeadDim / 4] = std::uint8_t(width);
+    const ggml_op::BlockKernelSet kernels = ggml_op::block_kernel_set("scalar");
+    ggml_op::CachePages pages;
+    std::string answer = "accepted";
+    try {
+        pages.lay_out("k", {KvRole::key, {1, kHeadDim}, 128}, nullptr, cold, "q3", {}, kernels);
+        pages.fill(nullptr, cold);
+    } catch (const Error& e) {
+        answer = e.what();
+    }
+    ggml_free(ctx);
+    return answer;
+}
 
 struct Refusal {
     const char* what;
@@ -145,6 +177,22 @@ int check_refusals() {
                 report(refusal.what, "says '" + line + "'");
             }
         }
+    }
+    struct Block {
+        int order, width;
+        const char* answer;
+    };
+    for (const Block& block :
+         {Block{0, 6, "accepted"},
+          {1, 6,
+           "flash decoding op: k_quant: page 1, head 0: a q3 key block does not hold every channel once"},
+          {16, 6,
+           "flash decoding op: k_quant: page 1, head 0: a q3 key block does not hold every channel once"},
+          {0, 5, "flash decoding op: k_quant: page 1, head 0: a q3 key block has code width 5 in slot 0"},
+          {0, 255,
+           "flash decoding op: k_quant: page 1, head 0: a q3 key block has code width 255 in slot 0"}}) {
+        const std::string answer = answer_to_block(block.order, block.width);
+        if (answer != block.answer) report("a damaged block", "says '" + answer + "'");
     }
     std::printf("%zu refusals checked\n", refusals.size());
     return n_wrong;

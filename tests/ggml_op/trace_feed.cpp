@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "kqv-tensor-reader/recompute.h"
+#include "mixed_kv/cold_format.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/isa.h"
 #include "op_graph.h"
@@ -82,6 +83,15 @@ ggml_tensor* add_hot(OpGraph& graph, const StreamPart& part, std::int64_t dim, s
                               part.rows.data(), part.rows.size());
 }
 
+// The op would end the process for a damaged block, ggml's graphs having no way to fail.
+void check_blocks(const CachePart& part, KvRole role, std::int64_t head_dim) {
+    const ColdFormat* format = find_cold_format(part.cold.format);
+    if (format == nullptr || part.cold.block_bytes != std::int64_t(format->block_bytes(role, int(head_dim))))
+        return;  // refused by the op
+    for (std::size_t at = 0; at < part.codes.bytes.size(); at += std::size_t(part.cold.block_bytes))
+        format->check_block(role, int(head_dim), part.codes.bytes.data() + at);
+}
+
 ggml_tensor* add_cold(OpGraph& graph, const StreamPart& part, const CachePart& from, std::int64_t n_head_kv) {
     return graph.add(GGML_TYPE_I8, {from.cold.block_bytes, n_head_kv, std::int64_t(part.cells.pages.size())},
                      part.codes.data(), part.codes.size());
@@ -90,6 +100,8 @@ ggml_tensor* add_cold(OpGraph& graph, const StreamPart& part, const CachePart& f
 // The op's result, [n_stream][n_tokens][n_head][head_dim_v] as recorded.
 std::vector<float> run_record(const TraceRecord& r, const std::string& isa, int n_threads) {
     std::vector<float> out;
+    check_blocks(r.k, KvRole::key, r.head_dim_k);
+    check_blocks(r.v, KvRole::value, r.head_dim_v);
     const std::size_t q_bytes = r.q.bytes.size() / std::size_t(r.n_stream);
     for (std::int64_t stream = 0; stream < r.n_stream; ++stream) {
         OpGraph graph;

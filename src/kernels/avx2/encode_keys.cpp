@@ -94,8 +94,31 @@ inline void encode_channels(const EncodeArgs& a, const Counted& tokens, const Bl
     }
 }
 
+// The smallest difference but 0 of two sampled rows, in eight channels from rows + c on; 0 if there is none.
+inline __m256 smallest_gap(const EncodeArgs& a, const Counted& tokens, int c) noexcept {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 x[formats::kSampledRows];
+    for (int i = 0; i < formats::kSampledRows; ++i) {
+        x[i] = load_halves(a.rows + tokens.index[i * tokens.n / formats::kSampledRows] * a.row_stride + c);
+    }
+    // Magnitudes as integers less 1, so that 0 is the largest of all.
+    const __m256i one = _mm256_set1_epi32(1);
+    __m256i smallest = _mm256_set1_epi32(-1);
+    for (int i = 1; i < formats::kSampledRows; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const __m256 gap = _mm256_andnot_ps(sign, _mm256_sub_ps(x[i], x[j]));
+            smallest = _mm256_min_epu32(smallest, _mm256_sub_epi32(_mm256_castps_si256(gap), one));
+        }
+    }
+    return _mm256_castsi256_ps(_mm256_add_epi32(smallest, one));
+}
+
+struct Spreads {
+    float ranges[kMaxHeadDim], means[kMaxHeadDim], gaps[kMaxHeadDim];
+};
+
 // spread_of() of the scalar codec for every channel.
-inline void spreads(const EncodeArgs& a, const Counted& tokens, float* ranges, float* means) noexcept {
+inline void find_spreads(const EncodeArgs& a, const Counted& tokens, Spreads& spreads) noexcept {
     const __m256 share = _mm256_set1_ps(1.0f / static_cast<float>(tokens.n > 0 ? tokens.n : 1));
     for (int c = 0; c < a.head_dim; c += 8) {
         __m256 lo = _mm256_set1_ps(std::numeric_limits<float>::infinity());
@@ -107,15 +130,21 @@ inline void spreads(const EncodeArgs& a, const Counted& tokens, float* ranges, f
             sum = _mm256_add_ps(sum, v);
         }
         const __m256 range = tokens.n > 0 ? _mm256_sub_ps(hi, lo) : _mm256_setzero_ps();
-        _mm256_storeu_ps(ranges + c, range);
-        _mm256_storeu_ps(means + c, _mm256_mul_ps(sum, share));
+        _mm256_storeu_ps(spreads.ranges + c, range);
+        _mm256_storeu_ps(spreads.means + c, _mm256_mul_ps(sum, share));
+        __m256 gap = _mm256_setzero_ps();
+        if (tokens.n >= formats::kSampledRows) {
+            gap = smallest_gap(a, tokens, c);
+            gap = _mm256_blendv_ps(gap, range, _mm256_cmp_ps(gap, _mm256_setzero_ps(), _CMP_EQ_OQ));
+        }
+        _mm256_storeu_ps(spreads.gaps + c, gap);
     }
 }
 
 void encode_tiers(int code_bits, const EncodeArgs& a, const Counted& tokens) noexcept {
-    float ranges[kMaxHeadDim], means[kMaxHeadDim];
-    spreads(a, tokens, ranges, means);
-    formats::choose_key_tiers(code_bits, ranges, a.head_dim, a.block);
+    Spreads spreads;
+    find_spreads(a, tokens, spreads);
+    formats::choose_key_tiers(code_bits, {spreads.ranges, spreads.gaps}, a.head_dim, a.block);
     const formats::KeyTiers tiers = formats::read_key_tiers(a.block, a.head_dim);
     for (int i = 0; i < tiers.n_tiers; ++i) {
         const formats::KeyTier& tier = tiers.tier[i];
@@ -137,8 +166,8 @@ void encode_tiers(int code_bits, const EncodeArgs& a, const Counted& tokens) noe
                 break;
             default:
                 for (int c = 0; c < tier.n_channels; c += 8) {
-                    const __m128 first = _mm_loadu_ps(means + order[c / 4] * 4);
-                    const __m128 second = _mm_loadu_ps(means + order[c / 4 + 1] * 4);
+                    const __m128 first = _mm_loadu_ps(spreads.means + order[c / 4] * 4);
+                    const __m128 second = _mm_loadu_ps(spreads.means + order[c / 4 + 1] * 4);
                     _mm_storeu_si128(reinterpret_cast<__m128i*>(data + std::size_t(c) * 2),
                                      to_halves(_mm256_set_m128(second, first)));
                 }
