@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/fp16.h"
@@ -108,7 +109,8 @@ TEST_P(ColdAttention, KeysMatchDoubleReference) {
     }
 }
 
-// QkArgs::accumulate: the same numbers, added to what is there. Heavy queries take the second pass too.
+// QkArgs::accumulate: the same numbers, added to what is there. Heavy queries take the second pass too: none,
+// all, or every third one.
 TEST_P(ColdAttention, ScoresAreAddedWhereAsked) {
     std::mt19937 rng(7);
     int index = 0;
@@ -118,12 +120,18 @@ TEST_P(ColdAttention, ScoresAreAddedWhereAsked) {
             const EncodedPage page(format, KvRole::key, dim, make_rows(RowData::gaussian, dim, rng));
             EncodedPage exact(format, KvRole::key, dim, make_rows(key_data(format).back(), dim, rng));
             exact.make_integer_only();
-            for (const float sigma : {1.0f, 100.0f}) {
+            for (const auto& [sigma, others] :
+                 {std::pair{1.0f, 1.0f}, std::pair{100.0f, 1.0f}, std::pair{100.0f, 0.01f}}) {
                 for (const int n_rows : row_counts(kernels())) {
                     SCOPED_TRACE(std::string(format.name) + " head_dim " + std::to_string(dim) + " rows " +
-                                 std::to_string(n_rows) + " sigma " + std::to_string(sigma));
+                                 std::to_string(n_rows) + " sigma " + std::to_string(sigma) + " others " +
+                                 std::to_string(others));
                     const QkRun run(kernels(), dim, n_rows), scalar(scalar_kernels(), dim, n_rows);
                     fill_queries(run.q.data(), n_rows, dim, run.stride, sigma, rng);
+                    for (int r = 0; r < n_rows; ++r) {
+                        float* q = run.q.data() + std::ptrdiff_t(r) * run.stride;
+                        for (int c = 0; c < dim && r % 3 != 1; ++c) q[c] *= others;
+                    }
                     std::memcpy(scalar.q.data(), run.q.data(), run.q.size() * sizeof(float));
                     std::vector<float> before(run.scores.size());
                     for (float& x : before) x = sigma * static_cast<float>(rng() & 1023) / 256.0f;
@@ -239,8 +247,13 @@ TEST_P(ColdAttention, IntegerSumsEqualTheScalarOnes) {
                 for (std::size_t i = 0; i < pv.p.size(); ++i)
                     pv.p.data()[i] = std::floor(pv.p.data()[i] * 256) / 256;
                 std::memcpy(pv_scalar.p.data(), pv.p.data(), pv.p.size() * sizeof(float));
-                k.pv(pv.args(values.page()));
-                scalar.pv(pv_scalar.args(values.page()));
+                // Every third row takes a second pass.
+                std::vector<float> mass(std::size_t(n_rows), 1e6f);
+                for (std::size_t r = 1; r < mass.size(); r += 3) mass[r] = 0.5f;
+                kernels::PvArgs args = pv.args(values.page()), scalar_args = pv_scalar.args(values.page());
+                args.mass = scalar_args.mass = mass.data();
+                k.pv(args);
+                scalar.pv(scalar_args);
                 for (int r = 0; r < n_rows; ++r) {
                     for (int t = 0; t < kPageTokens; ++t) {
                         ASSERT_EQ(qk.row(r)[t], qk_scalar.row(r)[t]) << "row " << r << " token " << t;

@@ -3,6 +3,7 @@
 #include "formats/format_list.h"
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
+#include "kernels/avx2/cold_blocks.h"
 #include "kernels/avx2/fold.h"
 #include "kernels/tiered_keys.h"
 
@@ -93,12 +94,31 @@ inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int
     }
 }
 
+// The same for many rows.
+template <int kBits, formats::ScaleForm kForm>
+inline void qk_unpacked(const QkArgs& a, const BlockLayout& l, int limit, float noise) noexcept {
+    const int length = padded(a.keys.head_dim);
+    const UnpackedPage page = place_unpacked(a.scratch, kPage, length);
+    prefetch_parameters(a.keys.next, l);
+    for (int c = 0; c < length; c += 8) {
+        const __m256 scale = load_scales<kForm>(a.keys.data, c);
+        _mm256_storeu_ps(page.scale + c, scale);
+        _mm256_storeu_ps(page.offset + c, centre_offset<kBits>(a.keys.data, l, scale, c));
+    }
+    unpack_keys<kBits>(a.keys, l, page, Ahead(a.keys.next, l.byte_plane, l.bytes));
+    qk_blocks(a, page, limit, noise);
+}
+
 // Over a block of that layout, whose scales have the form kForm.
 template <int kBits, formats::ScaleForm kForm>
 void qk_uniform(const QkArgs& a, const BlockLayout& l) noexcept {
     const int length = padded(a.keys.head_dim);
     const int limit = formats::q16_limit(kBits, a.keys.head_dim);
     const float noise = formats::score_noise(kBits, a.keys.head_dim);
+    if (a.n_rows >= kUnpackRows) {
+        qk_unpacked<kBits, kForm>(a, l, limit, noise);
+        return;
+    }
     auto* scaled = reinterpret_cast<float*>(a.scratch);
     Pass pass;
     pass.q16 = integers(scaled, length);
@@ -130,7 +150,14 @@ template <int kBits>
 void qk_cold(const QkArgs& a) noexcept {
     constexpr auto kForm = formats::is_narrow(kBits) ? formats::ScaleForm::byte : formats::ScaleForm::half;
     if (formats::is_tiered(true, kBits, a.keys.head_dim)) {
-        qk_tiered(a, kTierQk);
+        // As many rows at a time as the scratch holds permuted.
+        QkArgs some = a;
+        for (int r = 0; r < a.n_rows; r += some.n_rows) {
+            some.n_rows = a.n_rows - r < kMaxDecodeRows ? a.n_rows - r : kMaxDecodeRows;
+            some.q = a.q + r * a.q_stride;
+            some.scores = a.scores + std::ptrdiff_t(r) * kPage;
+            qk_tiered(some, kTierQk);
+        }
     } else {
         qk_uniform<kBits, kForm>(a, formats::block_layout(true, kBits, a.keys.head_dim));
     }

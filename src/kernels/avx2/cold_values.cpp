@@ -3,6 +3,7 @@
 #include "formats/format_list.h"
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/codes.h"
+#include "kernels/avx2/cold_blocks.h"
 #include "kernels/avx2/fold.h"
 #include "kernels/tiered_keys.h"
 
@@ -87,11 +88,30 @@ inline unsigned heavy_rows(const PvArgs& a, const Pass& pass, int r0) noexcept {
     return rows;
 }
 
+// The same for many rows.
+template <int kBits, formats::ScaleForm kForm>
+inline void pv_unpacked(const PvArgs& a, const BlockLayout& l, int limit) noexcept {
+    const UnpackedPage page = place_unpacked(a.scratch, l.dim, kPage);
+    prefetch_parameters(a.values.next, l);
+    for (int t = 0; t < kPage; t += 8) {
+        _mm256_storeu_ps(page.scale + t, load_scales<kForm>(a.values.data, t));
+    }
+    for (int c = 0; c < l.dim; c += 8) {
+        _mm256_storeu_ps(page.offset + c, load_halves(a.values.data + l.offsets + std::size_t(c) * 2));
+    }
+    unpack_values<kBits>(a.values, l, page, Ahead(a.values.next, l.byte_plane, l.bytes));
+    pv_blocks(a, page, limit);
+}
+
 template <int kBits>
 void pv_cold(const PvArgs& a) noexcept {
     constexpr auto kForm = formats::is_narrow(kBits) ? formats::ScaleForm::byte : formats::ScaleForm::half;
     const int limit = formats::q16_limit(kBits, kPage);
     const BlockLayout l = formats::block_layout(false, kBits, a.values.head_dim);
+    if (a.n_rows >= kUnpackRows) {
+        pv_unpacked<kBits, kForm>(a, l, limit);
+        return;
+    }
     auto* scaled = reinterpret_cast<float*>(a.scratch);
     Pass pass;
     pass.q16 = integers(scaled, kPage);
@@ -113,9 +133,9 @@ void pv_cold(const PvArgs& a) noexcept {
 }  // namespace
 
 std::size_t scratch_bytes(int head_dim) noexcept {
-    return permuted_bytes(head_dim, kMaxDecodeRows) +
-           std::size_t(
-               formats::round_up(int(fold_bytes(padded(head_dim) > kPage ? padded(head_dim) : kPage)), 64));
+    const std::size_t few = fold_bytes(padded(head_dim) > kPage ? padded(head_dim) : kPage);
+    const std::size_t many = unpacked_bytes(head_dim);
+    return permuted_bytes(head_dim, kMaxDecodeRows) + ((few > many ? few : many) + 63) / 64 * 64;
 }
 
 #define MIXED_KV_DEFINE_FORMAT(name, bits) \

@@ -53,9 +53,9 @@ void gemm(const GemmArgs& g) noexcept {
                 _mm256_store_ps(panel + i * 16 + 8, _mm256_loadu_ps(b + 8));
             }
             for_row_blocks(g.m, [&](int i, auto rows) {
-                matrix_tile<decltype(rows)::value>(g.a + i * g.a_stride + k, g.a_stride, panel, 16, n,
-                                                   g.c + i * g.c_stride + j, g.c_stride,
-                                                   g.accumulate || k != 0);
+                matrix_tile<decltype(rows)::value>(
+                    g.a + i * g.a_stride + k, g.a_stride, panel, 16, n,
+                    StoreSums{g.c + i * g.c_stride + j, g.c_stride, g.accumulate || k != 0});
             });
         }
     }

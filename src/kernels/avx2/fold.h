@@ -118,6 +118,13 @@ inline __m256 load_scales(const std::byte* block, int c) noexcept {
                                              : load_halves(block + std::size_t(c) * 2);
 }
 
+// What a key code of the centre stands for, channels c .. c + 7.
+template <int kBits>
+inline __m256 centre_offset(const std::byte* block, const BlockLayout& l, __m256 scale, int c) noexcept {
+    const __m256 zero = load_halves(block + l.offsets + std::size_t(c) * 2);
+    return _mm256_fmadd_ps(scale, _mm256_set1_ps(formats::code_centre(kBits)), zero);
+}
+
 // Folds the block's scales and zero points into kRows rows of x and rounds them; length is a multiple of 16.
 template <int kBits, bool kIsKey, formats::ScaleForm kForm, int kRows>
 inline void fold(const std::byte* block, const BlockLayout& l, const float* x, std::ptrdiff_t stride,
@@ -128,10 +135,7 @@ inline void fold(const std::byte* block, const BlockLayout& l, const float* x, s
     for (int c = 0; c < length; c += 8) {
         const __m256 scale = load_scales<kForm>(block, c);
         __m256 offset = _mm256_setzero_ps();
-        if constexpr (kIsKey) {
-            const __m256 zero = load_halves(block + l.offsets + std::size_t(c) * 2);
-            offset = _mm256_fmadd_ps(scale, _mm256_set1_ps(formats::code_centre(kBits)), zero);
-        }
+        if constexpr (kIsKey) offset = centre_offset<kBits>(block, l, scale, c);
         unroll<kRows>([&](auto r) {
             const __m256 value = _mm256_loadu_ps(x + r.value * stride + c);
             const __m256 product = _mm256_mul_ps(value, scale);

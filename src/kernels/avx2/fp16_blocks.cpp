@@ -62,8 +62,9 @@ int qk_f16_blocks(const QkArgs& a, std::ptrdiff_t to_next) noexcept {
             const int n = dim - c < kPanelChannels ? dim - c : kPanelChannels;
             pack_keys(a.keys, t, c, n, to_next, panel);
             for_row_blocks(a.n_rows, [&](int r, auto rows) {
-                matrix_tile<decltype(rows)::value>(a.q + r * a.q_stride + c, a.q_stride, panel, kPanel, n,
-                                                   a.scores + std::ptrdiff_t(r) * kPage + t, kPage, c != 0);
+                matrix_tile<decltype(rows)::value>(
+                    a.q + r * a.q_stride + c, a.q_stride, panel, kPanel, n,
+                    StoreSums{a.scores + std::ptrdiff_t(r) * kPage + t, kPage, c != 0});
             });
         }
     }
@@ -76,7 +77,8 @@ void pv_f16_blocks(const PvArgs& a, std::ptrdiff_t to_next) noexcept {
         pack_values(a.values, c, to_next, panel);
         for_row_blocks(a.n_rows, [&](int r, auto rows) {
             matrix_tile<decltype(rows)::value>(a.p + std::ptrdiff_t(r) * kPage, kPage, panel, kPanel,
-                                               a.values.n_tokens, a.o + r * a.o_stride + c, a.o_stride, true);
+                                               a.values.n_tokens,
+                                               StoreSums{a.o + r * a.o_stride + c, a.o_stride, true});
         });
     }
 }
