@@ -72,8 +72,8 @@ inline CodePair load_codes(const PlanePointers& p) noexcept {
 }
 
 // Channel group g (of 4), half h, vector j of a half: tokens 32h + 8j.. and 32h + 16 + 8j...
-inline PlanePointers key_planes(const std::byte* block, const formats::BlockLayout& l, int g, int h,
-                                int j) noexcept {
+inline PlanePointers key_planes(const std::byte* block, const formats::BlockLayout& l, std::ptrdiff_t g,
+                                int h, int j) noexcept {
     const std::byte* byte = block + l.byte_plane + std::size_t(g) * 256 + h * 128 + j * 32;
     const std::byte* single = block + l.single_plane + std::size_t(g) * 32 + h * 16 + j * 4;
     return {byte,

@@ -13,10 +13,10 @@ namespace {
 // Scores of kRows rows for half kHalf of the page's tokens, vectors j0 .. j0 + kVectors - 1 of it; add: on
 // top of what is there.
 template <int kBits, int kHalf, int kRows, int kVectors>
-__attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, const Pass& pass, int length,
-                                       int r0, int j0, bool add, Ahead& page_ahead) noexcept {
-    Ahead ahead = page_ahead;
-    const int n_groups = l.dim / 4;
+inline __attribute__((always_inline)) void qk_tile(const QkArgs& a, const BlockLayout& l, const Pass& pass,
+                                                   int length, int r0, int j0, bool add,
+                                                   Ahead& ahead) noexcept {
+    const std::ptrdiff_t n_groups = l.dim / 4;
     const std::ptrdiff_t stride = length;
     const std::int16_t* q16 = pass.q16;
     __m256i total[kRows][kVectors][2];
@@ -25,8 +25,9 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, co
             total[r.value][j.value][0] = total[r.value][j.value][1] = _mm256_set1_epi32(pass.start[r.value]);
         });
     });
-    for (int g = 0; g < n_groups;) {
-        const int end = n_groups - g < key_groups_at_once(kBits) ? n_groups : g + key_groups_at_once(kBits);
+    for (std::ptrdiff_t g = 0; g < n_groups;) {
+        const std::ptrdiff_t end =
+            n_groups - g < key_groups_at_once(kBits) ? n_groups : g + key_groups_at_once(kBits);
         __m256i sum[kRows][kVectors][2];
         unroll<kRows>([&](auto r) {
             unroll<kVectors>([&](auto j) {
@@ -65,7 +66,6 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, co
             });
         });
     }
-    page_ahead = ahead;
     unroll<kRows>([&](auto row) {
         constexpr int r = decltype(row)::value;
         const __m256 step = _mm256_set1_ps(pass.step[r]), constant = _mm256_set1_ps(pass.constant[r]);
@@ -83,15 +83,18 @@ __attribute__((noinline)) void qk_tile(const QkArgs& a, const BlockLayout& l, co
     });
 }
 
-// One pass of qk over rows r0 .. r0 + kRows - 1.
+// One pass of qk over rows r0 .. r0 + kRows - 1. Out of line, so that its tiles have the registers to
+// themselves; the tiles are inlined, because calling each costs attention 2 % at head_dim 64.
 template <int kBits, int kRows>
-inline void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int length, int r0, bool add,
-                    Ahead& ahead) noexcept {
+__attribute__((noinline)) void qk_rows(const QkArgs& a, const BlockLayout& l, const Pass& pass, int length,
+                                       int r0, bool add, Ahead& page_ahead) noexcept {
+    Ahead ahead = page_ahead;
     constexpr int kVectors = kRows <= 2 ? 2 : 1;
     for (int j = 0; j < 2; j += kVectors) {
         qk_tile<kBits, 0, kRows, kVectors>(a, l, pass, length, r0, j, add, ahead);
         qk_tile<kBits, 1, kRows, kVectors>(a, l, pass, length, r0, j, add, ahead);
     }
+    page_ahead = ahead;
 }
 
 // The same for many rows.

@@ -12,9 +12,8 @@ namespace {
 
 // Adds kRows rows' weighted values of kVectors vectors of 8 channels from 8 v0 on.
 template <int kBits, int kRows, int kVectors>
-__attribute__((noinline)) void pv_tile(const PvArgs& a, const BlockLayout& l, const Pass& pass, int r0,
-                                       int v0, Ahead& page_ahead) noexcept {
-    Ahead ahead = page_ahead;
+inline __attribute__((always_inline)) void pv_tile(const PvArgs& a, const BlockLayout& l, const Pass& pass,
+                                                   int r0, int v0, Ahead& ahead) noexcept {
     __m256i sum[kRows][kVectors];
     unroll<kRows>([&](auto r) {
         unroll<kVectors>([&](auto v) { sum[r.value][v.value] = _mm256_set1_epi32(pass.start[r.value]); });
@@ -42,7 +41,6 @@ __attribute__((noinline)) void pv_tile(const PvArgs& a, const BlockLayout& l, co
             });
         });
     }
-    page_ahead = ahead;
     unroll<kVectors>([&](auto v) {
         const __m256 mean = load_halves(a.values.data + l.offsets + std::size_t(v0 + v.value) * 16);
         unroll<kRows>([&](auto row) {
@@ -57,8 +55,11 @@ __attribute__((noinline)) void pv_tile(const PvArgs& a, const BlockLayout& l, co
     });
 }
 
+// One pass of pv over rows r0 .. r0 + kRows - 1; out of line and its tiles inlined as in qk.
 template <int kBits, int kRows>
-inline void pv_rows(const PvArgs& a, const BlockLayout& l, const Pass& pass, int r0, Ahead& ahead) noexcept {
+__attribute__((noinline)) void pv_rows(const PvArgs& a, const BlockLayout& l, const Pass& pass, int r0,
+                                       Ahead& page_ahead) noexcept {
+    Ahead ahead = page_ahead;
     const int n_vectors = l.dim / 8;
     int v = 0;
     if constexpr (kRows <= 2) {
@@ -69,6 +70,7 @@ inline void pv_rows(const PvArgs& a, const BlockLayout& l, const Pass& pass, int
     for (; v < n_vectors; v += 2) {
         pv_tile<kBits, kRows, 2>(a, l, pass, r0, v, ahead);
     }
+    page_ahead = ahead;
 }
 
 // Rows of the tile in which one token of the page holds more of the row's weight than 16 bits resolve.

@@ -62,29 +62,30 @@ inline __m128 max_each(const __m256 (&v)[4]) noexcept {
     return _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
-// One step for kRows <= 4 rows from r on: what is done once per row is done for all of them in one vector,
-// and the exponentials of all rows follow each other, so that the CPU overlaps them.
-template <int kRows>
-inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
+// One step for n_rows <= 4 rows from r on: what is done once per row is done for all of them in one vector.
+// The loops stay loops: unrolled, this is faster alone and slower between the other kernels of a page,
+// presumably because 5 KiB of code push theirs out of the CPU's store of decoded instructions.
+void softmax_rows(const SoftmaxArgs& a, int r, int n_rows) noexcept {
     const __m256 masked = _mm256_set1_ps(kMasked);
-    float* scores = a.scores + std::ptrdiff_t(r) * kPage;
+    float* const scores = a.scores + std::ptrdiff_t(r) * kPage;
     __m256 largest[4] = {masked, masked, masked, masked};
     alignas(16) std::int32_t row_seen[4] = {};
-    unroll<kRows>([&](auto row) {
-        const float* s = scores + row.value * kPage;
-        __m256 top = masked, seen = _mm256_setzero_ps();
-        for (int i = 0; i < kPage; i += 8) {
-            const __m256 x = _mm256_loadu_ps(s + i);
-            top = _mm256_max_ps(x, top);  // skips NaN
-            seen = _mm256_or_ps(seen, _mm256_cmp_ps(x, masked, _CMP_NEQ_UQ));
-        }
-        largest[row.value] = top;
-        row_seen[row.value] = _mm256_movemask_ps(seen) != 0 ? -1 : 0;
-    });
+    for (int row = 0; row < n_rows; ++row) {
+        const float* s = scores + std::ptrdiff_t(row) * kPage;
+        __m256 top[2] = {masked, masked}, seen[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+        unroll<kPage / 8>([&](auto i) {
+            constexpr int j = decltype(i)::value % 2;
+            const __m256 x = _mm256_loadu_ps(s + 8 * i.value);
+            top[j] = _mm256_max_ps(x, top[j]);  // skips NaN
+            seen[j] = _mm256_or_ps(seen[j], _mm256_cmp_ps(x, masked, _CMP_NEQ_UQ));
+        });
+        largest[row] = _mm256_max_ps(top[0], top[1]);
+        row_seen[row] = _mm256_movemask_ps(_mm256_or_ps(seen[0], seen[1])) != 0 ? -1 : 0;
+    }
 
     // A row whose scores are all -inf: m stays, p = exp(-inf - 0), rescale = 1.
     const __m128 seen = _mm_castsi128_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(row_seen)));
-    const __m128i rows = _mm256_castsi256_si128(lane_mask(kRows));
+    const __m128i rows = _mm256_castsi256_si128(lane_mask(n_rows));
     const __m128 m_before = _mm_maskload_ps(a.m + r, rows);
     const __m128 m = _mm_max_ps(m_before, max_each(largest));
     const __m128 change = _mm_sub_ps(m_before, m);
@@ -94,20 +95,23 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     _mm_store_ps(shift, _mm_and_ps(m, seen));
 
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    unroll<kRows>([&](auto row) {
-        float* s = scores + row.value * kPage;
-        const __m256 top = _mm256_broadcast_ss(shift + row.value);
+    for (int row = 0; row < n_rows; ++row) {
+        const __m256 top = _mm256_broadcast_ss(shift + row);
+        float* s = scores + std::ptrdiff_t(row) * kPage;
+        float* const end = s + kPage;
         __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
-        for (int i = 0; i < kPage; i += 16) {
-            const __m256 p0 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + i), top));
-            const __m256 p1 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8), top));
-            _mm256_storeu_ps(s + i, p0);
-            _mm256_storeu_ps(s + i + 8, p1);
+        while (s < end) {
+            const __m256 p0 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s), top));
+            const __m256 p1 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + 8), top));
+            _mm256_storeu_ps(s, p0);
+            _mm256_storeu_ps(s + 8, p1);
             sum0 = _mm256_add_ps(sum0, p0);
             sum1 = _mm256_add_ps(sum1, p1);
+            s += 16;
+            asm("" : "+r"(s));  // four rounds, as the compiler cannot see: it would unroll them
         }
-        sum[row.value] = _mm256_add_ps(sum0, sum1);
-    });
+        sum[row] = _mm256_add_ps(sum0, sum1);
+    }
     const __m128 l =
         _mm_fmadd_ps(_mm_maskload_ps(a.l + r, rows), rescale, sum_each(sum[0], sum[1], sum[2], sum[3]));
     _mm_maskstore_ps(a.m + r, rows, m);
@@ -144,7 +148,9 @@ void logits(const LogitArgs& a) noexcept {
 }
 
 void softmax(const SoftmaxArgs& a) noexcept {
-    for_row_tiles(a.n_rows, [&](int r, auto rows) { softmax_rows<decltype(rows)::value>(a, r); });
+    for (int r = 0; r < a.n_rows; r += 4) {
+        softmax_rows(a, r, a.n_rows - r < 4 ? a.n_rows - r : 4);
+    }
 }
 
 }  // namespace mixed_kv::kernels::avx2
