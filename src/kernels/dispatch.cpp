@@ -22,8 +22,8 @@ const kernels::KernelSet& kernel_set_for(std::string_view name, std::string_view
             if (set->supported()) {
                 return *set;
             }
-            throw Error(std::string(where) + ": this CPU cannot run '" + std::string(name) +
-                        "'; it can run: " + join(supported_isas()));
+            throw Error(std::string(where) + ": this CPU, or its operating system, cannot run '" +
+                        std::string(name) + "'; it can run: " + join(supported_isas()));
         }
     }
     throw Error(std::string(where) + ": unknown instruction set '" + std::string(name) +

@@ -1,9 +1,14 @@
 #if defined(__x86_64__)
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -53,7 +58,8 @@ TEST(Dispatch, SetsThatTheCpuCannotRunAreRefused) {
             kernel_set(isa);
             FAIL() << isa << " was accepted";
         } catch (const Error& error) {
-            EXPECT_NE(std::string(error.what()).find("this CPU cannot run '" + std::string(isa)),
+            EXPECT_NE(std::string(error.what())
+                          .find("this CPU, or its operating system, cannot run '" + std::string(isa)),
                       std::string::npos);
         }
     }
@@ -63,33 +69,47 @@ TEST(Dispatch, SetsThatTheCpuCannotRunAreRefused) {
 }
 
 #if defined(__x86_64__)
-// Linux lists a feature only if it saves the registers that it needs.
-TEST(Dispatch, FeaturesAreThoseThatTheKernelLists) {
-    std::ifstream file("/proc/cpuinfo");
-    std::string line;
-    while (std::getline(file, line) && line.rfind("flags", 0) != 0) {
+// Whether /proc/cpuinfo lists all these flags. Linux lists one only if it saves the registers that it needs.
+class ListedFlags {
+  public:
+    ListedFlags() {
+        std::ifstream file("/proc/cpuinfo");
+        std::string line;
+        while (std::getline(file, line) && line.rfind("flags", 0) != 0) {
+        }
+        if (line.rfind("flags", 0) == 0) {
+            std::istringstream words(line.substr(line.find(':') + 1));
+            flags_.assign(std::istream_iterator<std::string>(words), {});
+        }
     }
-    if (line.rfind("flags", 0) != 0) {
+    bool empty() const { return flags_.empty(); }
+    bool have(std::initializer_list<const char*> names) const {
+        return std::all_of(names.begin(), names.end(), [&](const char* name) {
+            return std::find(flags_.begin(), flags_.end(), name) != flags_.end();
+        });
+    }
+    bool have_avx2() const { return have({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2"}); }
+    bool have_avx512() const {
+        return have_avx2() && have({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
+    }
+    bool have_amx() const {
+        return have_avx512() && have({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
+    }
+
+  private:
+    std::vector<std::string> flags_;
+};
+
+TEST(Dispatch, FeaturesAreThoseThatTheKernelLists) {
+    const ListedFlags listed;
+    if (listed.empty()) {
         GTEST_SKIP() << "/proc/cpuinfo lists no flags";
     }
-    std::istringstream words(line.substr(line.find(':') + 1));
-    const std::vector<std::string> flags{std::istream_iterator<std::string>(words), {}};
-    const auto all = [&](std::initializer_list<const char*> names) {
-        for (const char* name : names) {
-            if (std::find(flags.begin(), flags.end(), name) == flags.end()) {
-                return false;
-            }
-        }
-        return true;
-    };
-    const bool avx2 = all({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2"});
-    EXPECT_EQ(kernels::cpu_has_avx2(), avx2);
-    const bool avx512 = avx2 && all({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
-    EXPECT_EQ(kernels::cpu_has_avx512(), avx512);
+    EXPECT_EQ(kernels::cpu_has_avx2(), listed.have_avx2());
+    EXPECT_EQ(kernels::cpu_has_avx512(), listed.have_avx512());
     // Tiles need the operating system's permission, which sandboxes refuse.
-    const bool amx = avx512 && all({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
     const bool permitted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L) == 0;
-    EXPECT_EQ(kernels::cpu_has_amx(), amx && permitted);
+    EXPECT_EQ(kernels::cpu_has_amx(), listed.have_amx() && permitted);
 }
 #endif
 
@@ -122,9 +142,49 @@ TEST(DispatchDeathTest, EnvironmentForcesASet) {
         const std::string name(isa);
         EXPECT_EXIT(run(name.c_str()), ::testing::ExitedWithCode(0),
                     is_supported(isa) ? "active " + name
-                                      : "MIXED_KV_ISA: this CPU cannot run '" + name + "'.*scalar");
+                                      : "MIXED_KV_ISA: this CPU, or its operating system, cannot run '" +
+                                            name + "'.*scalar");
     }
 }
+
+#if defined(__x86_64__)
+// What sandboxes do: arch_prctl, which gives the permission to use tiles, fails from now on.
+bool refuse_arch_prctl() {
+    sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const sock_fprog filter{std::size(program), program};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
+}
+
+TEST(DispatchDeathTest, WithoutPermissionForTilesTheNextSetIsTaken) {
+    ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
+    // Not asked of the kernel sets: the answer stays for the life of a process, and the children run this
+    // too.
+    if (!ListedFlags().have_amx()) {
+        GTEST_SKIP() << "this machine has no tiles to permit";
+    }
+    const auto run = [](const char* value) {
+        if (!refuse_arch_prctl()) {
+            std::fprintf(stderr, "no seccomp");
+            std::exit(1);
+        }
+        setenv("MIXED_KV_ISA", value, 1);
+        try {
+            std::fprintf(stderr, "active %s", active_kernel_set().name);
+        } catch (const Error& error) {
+            std::fprintf(stderr, "%s", error.what());
+        }
+        std::exit(0);
+    };
+    EXPECT_EXIT(run(""), ::testing::ExitedWithCode(0), "active avx512");
+    EXPECT_EXIT(run("amx"), ::testing::ExitedWithCode(0), "cannot run 'amx'; it can run: avx512");
+}
+#endif
 
 }  // namespace
 }  // namespace mixed_kv::testing

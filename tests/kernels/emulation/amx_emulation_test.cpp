@@ -1,8 +1,6 @@
-// The tile emulation against plain arithmetic, its faults, and kernels that leave a thread's tiles as they
-// were.
+// The tile emulation against plain arithmetic, and its faults.
 
 #include "amx_emulation.h"
-#include "kernels/amx/amx.h"
 #include "kernels/amx/tiles.h"
 #include "kernels/kernel_test_support.h"
 
@@ -163,39 +161,6 @@ TEST_F(AmxEmulationDeathTest, FaultsWhereHardwareDoes) {
                  "differ in columns");
     EXPECT_DEATH((load([](TileConfig& c) { c.row_bytes[0] = 62; }), emulation::tile_dpbssd(0, 1, 2)),
                  "multiple of 4");
-}
-
-// ggml-cpu configures tiles once per thread and finds them so after our kernels.
-TEST_F(AmxEmulation, KernelsLeaveTheThreadsTilesConfigured) {
-    std::mt19937 rng(73);
-    const kernels::KernelSet& set = kernel_set("amx_emulated");
-    constexpr int kDim = 64, kRows = 24;
-    const auto rows = make_rows(RowData::gaussian, kDim, rng);
-    const ColdFormat& format = cold_formats()[0];
-    const EncodedPage keys(format, KvRole::key, kDim, rows), values(format, KvRole::value, kDim, rows);
-    const kernels::PageData hot{reinterpret_cast<const std::byte*>(rows.data()), kDim * 2, kPageTokens, kDim};
-    const Guarded<float> q(kRows * kDim), p(kRows * kPageTokens), o(kRows * kDim);
-    const Guarded<std::byte> scratch(set.scratch_bytes(kDim));
-    fill_queries(q.data(), kRows, kDim, kDim, 1.0f, rng);
-    fill_weights(p.data(), kRows, kPageTokens, rng);
-    std::vector<float> scores(kRows * kPageTokens);
-    const auto run = [&] {
-        set.formats[0].qk({keys.page(), q.data(), kDim, kRows, scores.data(), scratch.data()});
-        set.formats[0].pv({values.page(), p.data(), kRows, o.data(), kDim, scratch.data()});
-        set.qk_f16({hot, q.data(), kDim, kRows, scores.data(), scratch.data()});
-        set.pv_f16({hot, p.data(), kRows, o.data(), kDim, scratch.data()});
-    };
-    TileConfig after;
-    run();
-    emulation::tile_store_config(&after);
-    for (const std::uint8_t byte : std::span(reinterpret_cast<const std::uint8_t*>(&after), sizeof after)) {
-        ASSERT_EQ(byte, 0) << "tiles were released before";
-    }
-    const TileConfig hosts = with([](TileConfig& c) { c.rows[0] = 8, c.row_bytes[1] = 32, c.rows[7] = 1; });
-    emulation::tile_load_config(&hosts);
-    run();
-    emulation::tile_store_config(&after);
-    ASSERT_EQ(std::memcmp(&after, &hosts, sizeof hosts), 0);
 }
 
 }  // namespace
