@@ -53,7 +53,8 @@ MaskView mask_view(const ggml_tensor* mask) {
 }
 
 struct Batch::Attention {
-    explicit Attention(const kernels::KernelSet& kernels) : decode(kernels) {}
+    Attention(const kernels::KernelSet& kernels, const std::shared_ptr<ThreadScratch>& scratch)
+        : decode(kernels, scratch) {}
     FlashDecode decode;
     AttentionArgs args;
     std::vector<PageTable> k, v;
@@ -132,7 +133,8 @@ void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const QueryGr
 }
 
 void Batch::add_queries(const ggml_tensor* op, const QueryGroups::Group& queries) {
-    if (n_attentions_ == attentions_.size()) attentions_.push_back(std::make_unique<Attention>(kernels_));
+    if (n_attentions_ == attentions_.size())
+        attentions_.push_back(std::make_unique<Attention>(kernels_, scratch_));
     Attention& a = *attentions_[n_attentions_];
 
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *sinks = op->src[4];

@@ -61,6 +61,7 @@ class Batch {
     std::vector<KvTensor*> writes_;
     std::atomic<int> next_job_{0};
     int n_jobs_ = 0;
+    std::shared_ptr<ThreadScratch> scratch_ = std::make_shared<ThreadScratch>();
     std::vector<std::unique_ptr<Attention>> attentions_;  // reused from batch to batch
     std::size_t n_attentions_ = 0;
     double work_ = 0;  // rough multiply-accumulates

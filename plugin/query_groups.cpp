@@ -3,10 +3,10 @@
 namespace mixed_kv::plugin {
 namespace {
 
-// More queries than one mask tile are a prompt, whose neighbours mostly are of one sequence.
-constexpr std::int64_t kMostQueries = MaskPages::kTileQueries;
+// More queries than these are a prompt, whose neighbours mostly are of one sequence.
+constexpr std::int64_t kMostQueries = 64;
 
-MaskView rows_from(MaskView mask, std::int64_t query) {
+MaskView mask_from(MaskView mask, std::int64_t query) {
     mask.data = mask.row(0, 0, query);
     return mask;
 }
@@ -19,13 +19,13 @@ void QueryGroups::classify(const MaskView& mask, int n_stream, std::int64_t n_q,
     if (mask.data != nullptr && n_stream == 1 && mask.n_head == 1 && n_q > 1 && n_q <= kMostQueries) {
         seen_.assign(std::size_t((n_kv + kPageTokens - 1) / kPageTokens), 0);
         for (std::int64_t q = 0; q < n_q; ++q) {
-            query_.classify(rows_from(mask, q), 1, 1, n_kv);
+            query_.classify(mask_from(mask, q), 1, 1, n_kv);
             if (joins_group()) continue;
-            add(rows_from(mask, first), n_stream, first, q - first, n_kv);
+            add(mask_from(mask, first), n_stream, first, q - first, n_kv);
             first = q;
         }
     }
-    add(first == 0 ? mask : rows_from(mask, first), n_stream, first, n_q - first, n_kv);
+    add(first == 0 ? mask : mask_from(mask, first), n_stream, first, n_q - first, n_kv);
 }
 
 void QueryGroups::add(const MaskView& mask, int n_stream, std::int64_t first, std::int64_t n,

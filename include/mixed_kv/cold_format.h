@@ -25,8 +25,9 @@ struct ColdFormat {
     std::size_t block_bytes(KvRole role, int head_dim) const noexcept;
     // Stored bits per value, scales and padding included.
     double bits_per_value(KvRole role, int head_dim) const noexcept;
-    // Throws Error for bytes that cannot be such a block: a wrong list of widths by channel, or a scale or
-    // offset that is no number. Kernels trust their blocks; whoever takes them from elsewhere checks them.
+    // Throws Error for bytes that cannot be such a block: a wrong list of widths by channel, a negative
+    // scale, or a scale or offset that is no number. Kernels trust their blocks; whoever takes them from
+    // elsewhere checks them.
     void check_block(KvRole role, int head_dim, const std::byte* block) const;
 };
 

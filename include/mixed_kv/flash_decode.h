@@ -68,18 +68,34 @@ struct AttentionArgs {
 // ALiBi slope of a head (Press et al. 2022, as ggml computes it); 1 when max_bias is 0.
 float alibi_slope(float max_bias, int n_head, int head) noexcept;
 
+// What threads need while they compute, [n_threads] pieces that only grow. Attentions that are run by the
+// same threads one after the other may share it.
+class ThreadScratch {
+  public:
+    ThreadScratch();
+    ~ThreadScratch();
+    ThreadScratch(const ThreadScratch&) = delete;
+    ThreadScratch& operator=(const ThreadScratch&) = delete;
+
+  private:
+    friend class FlashDecode;
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
 // Flash-decoding over pages: split into work items over (stream, KV head, query tile, page range), each
 // giving an attention state, merged in a fixed order. Results depend on the kernels, the arguments and
 // n_threads only, not on which thread ran what. Reused from op to op; steady state allocates nothing.
 class FlashDecode {
   public:
-    explicit FlashDecode(const kernels::KernelSet& kernels);
+    // scratch: null for one of its own.
+    explicit FlashDecode(const kernels::KernelSet& kernels, std::shared_ptr<ThreadScratch> scratch = nullptr);
     ~FlashDecode();
     FlashDecode(const FlashDecode&) = delete;
     FlashDecode& operator=(const FlashDecode&) = delete;
 
-    // Serial. What args points to must stay valid until merge() has run; mask_pages is only read here. Throws
-    // std::bad_alloc only.
+    // Serial, while nobody runs an attention that shares the scratch. What args points to must stay valid
+    // until merge() has run; mask_pages is only read here. Throws std::bad_alloc only.
     void plan(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads);
     // Parallel: threads of 0 .. n_threads - 1 call run(), each with its own number; after all that called
     // have returned, they call merge(). Work is claimed piece by piece, so some of the threads, or one, do
@@ -89,7 +105,7 @@ class FlashDecode {
     // run() and merge() on the calling thread for a plan of one thread.
     void run_serial() noexcept;
 
-    // Bytes of scratch and states held.
+    // Bytes of scratch, shared or not, and states held.
     std::size_t workspace_bytes() const noexcept;
     // Of these, the scratch of one thread for the op planned last: bounded by the shape, whatever n_kv is.
     std::size_t scratch_bytes_per_thread() const noexcept;

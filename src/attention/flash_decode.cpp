@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "attention/item_runner.h"
 #include "attention/plan.h"
@@ -21,16 +22,34 @@ using attention::Scratch;
 using attention::Sizes;
 using attention::Tile;
 
+struct ThreadScratch::Impl {
+    Buffer buffer;
+    std::size_t bytes_per_thread = 0;
+
+    void reserve(std::size_t bytes, int n_threads) {
+        bytes_per_thread = std::max(bytes_per_thread, bytes);
+        buffer.reserve(bytes_per_thread * std::size_t(n_threads));
+    }
+    std::byte* of(int thread) const noexcept {
+        return buffer.data() + std::size_t(thread) * bytes_per_thread;
+    }
+};
+
+ThreadScratch::ThreadScratch() : impl_(std::make_unique<Impl>()) {}
+ThreadScratch::~ThreadScratch() = default;
+
 struct FlashDecode::Impl {
-    explicit Impl(const kernels::KernelSet& kernel_set) : set(kernel_set) {}
+    Impl(const kernels::KernelSet& kernel_set, std::shared_ptr<ThreadScratch> thread_scratch)
+        : set(kernel_set), shared(std::move(thread_scratch)), scratch(*shared->impl_) {}
 
     const kernels::KernelSet& set;
     AttentionArgs args;
     Plan plan;
     Sizes sizes;
     std::size_t scratch_bytes = 0;  // of one thread
-    Buffer scratch;                 // [n_threads][scratch_bytes]
-    Buffer states;                  // o [n_states][o_stride], then m [n_states], l [n_states]
+    std::shared_ptr<ThreadScratch> shared;
+    ThreadScratch::Impl& scratch;
+    Buffer states;  // o [n_states][o_stride], then m [n_states], l [n_states]
     int n_threads = 1;
     // Own cache lines: every thread writes them.
     alignas(64) std::atomic<std::size_t> next_item{0};
@@ -120,7 +139,9 @@ void FlashDecode::Impl::write_row(const Tile& tile, int row, const float* o, flo
     for (int d = 0; d < args.head_dim_v; ++d) out[d] = o[d] * weight;
 }
 
-FlashDecode::FlashDecode(const kernels::KernelSet& kernels) : impl_(std::make_unique<Impl>(kernels)) {}
+FlashDecode::FlashDecode(const kernels::KernelSet& kernels, std::shared_ptr<ThreadScratch> scratch)
+    : impl_(std::make_unique<Impl>(
+          kernels, scratch != nullptr ? std::move(scratch) : std::make_shared<ThreadScratch>())) {}
 FlashDecode::~FlashDecode() = default;
 
 void FlashDecode::plan(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads) {
@@ -129,7 +150,7 @@ void FlashDecode::plan(const AttentionArgs& args, const MaskPages& mask_pages, i
     impl.n_threads = std::max(n_threads, 1);
     impl.plan.build(args, mask_pages, impl.n_threads);
     impl.set_sizes();
-    impl.scratch.reserve(impl.scratch_bytes * std::size_t(impl.n_threads));
+    impl.scratch.reserve(impl.scratch_bytes, impl.n_threads);
     impl.states.reserve(std::size_t(impl.plan.n_states() * (impl.sizes.o_stride + 2)) * sizeof(float));
     impl.next_item.store(0, std::memory_order_relaxed);
     impl.next_merge.store(0, std::memory_order_relaxed);
@@ -137,7 +158,7 @@ void FlashDecode::plan(const AttentionArgs& args, const MaskPages& mask_pages, i
 
 void FlashDecode::run(int thread) noexcept {
     Impl& impl = *impl_;
-    const Scratch scratch(impl.sizes, impl.scratch.data() + std::size_t(thread) * impl.scratch_bytes);
+    const Scratch scratch(impl.sizes, impl.scratch.of(thread));
     ItemRunner runner(impl.args, impl.set, impl.plan, impl.sizes, scratch);
     const auto& items = impl.plan.items();
     for (;;) {
@@ -150,7 +171,7 @@ void FlashDecode::run(int thread) noexcept {
 
 void FlashDecode::merge(int thread) noexcept {
     Impl& impl = *impl_;
-    const Scratch scratch(impl.sizes, impl.scratch.data() + std::size_t(thread) * impl.scratch_bytes);
+    const Scratch scratch(impl.sizes, impl.scratch.of(thread));
     const auto& jobs = impl.plan.merge_jobs();
     for (;;) {
         const std::size_t i = impl.next_merge.fetch_add(1, std::memory_order_relaxed);
@@ -165,7 +186,7 @@ void FlashDecode::run_serial() noexcept {
 }
 
 std::size_t FlashDecode::workspace_bytes() const noexcept {
-    return impl_->scratch.size() + impl_->states.size() + impl_->plan.bytes();
+    return impl_->scratch.buffer.size() + impl_->states.size() + impl_->plan.bytes();
 }
 
 std::size_t FlashDecode::scratch_bytes_per_thread() const noexcept { return impl_->scratch_bytes; }

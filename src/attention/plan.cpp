@@ -50,8 +50,8 @@ std::int64_t page_cost(const PageTable& table, std::int64_t page_index, int head
 void Plan::build(const AttentionArgs& args, const MaskPages& mask_pages, int n_threads) {
     n_pages_ = (args.n_kv + kPageTokens - 1) / kPageTokens;
     cut_rows(args);
-    set_page_costs(args);
     set_kinds(args, mask_pages);
+    set_page_costs(args);
     cut_pages(n_threads);
 }
 
@@ -93,19 +93,6 @@ void Plan::cut_rows(const AttentionArgs& args) {
     }
 }
 
-void Plan::set_page_costs(const AttentionArgs& args) {
-    page_costs_.resize(static_cast<std::size_t>(args.n_stream * n_pages_));
-    std::int64_t* cost = page_costs_.data();
-    for (int stream = 0; stream < args.n_stream; ++stream) {
-        const PageTable& v = args.v_is_k ? args.k[stream] : args.v[stream];
-        for (std::int64_t page = 0; page < n_pages_; ++page) {
-            // Scores and softmax cost something even where K and V are empty.
-            *cost++ = page_cost(args.k[stream], page, args.head_dim_k, max_rows_) +
-                      page_cost(v, page, args.head_dim_v, max_rows_) + kPageTokens * max_rows_ * 4;
-        }
-    }
-}
-
 // What each page holds for each tile: the mask's kinds of all 16-query tiles and heads that the tile touches.
 // Tiles that differ only in heads which the mask does not tell apart share their kinds.
 void Plan::set_kinds(const AttentionArgs& args, const MaskPages& mask_pages) {
@@ -135,6 +122,26 @@ void Plan::set_kinds(const AttentionArgs& args, const MaskPages& mask_pages) {
                 }
             }
             kinds_[static_cast<std::size_t>(tile.kinds + page)] = kind;
+        }
+    }
+}
+
+// Of the pages that any tile sees: where sequences share a stream, most are others'.
+void Plan::set_page_costs(const AttentionArgs& args) {
+    page_costs_.assign(static_cast<std::size_t>(args.n_stream * n_pages_), 0);
+    const std::size_t n_kinds = kinds_.size() / std::max<std::size_t>(page_costs_.size(), 1);  // per page
+    for (int stream = 0; stream < args.n_stream; ++stream) {
+        const PageTable& v = args.v_is_k ? args.k[stream] : args.v[stream];
+        const auto* kinds = kinds_.data() + std::size_t(stream) * n_kinds * std::size_t(n_pages_);
+        for (std::int64_t page = 0; page < n_pages_; ++page) {
+            bool seen = false;
+            for (std::size_t i = 0; i < n_kinds && !seen; ++i)
+                seen = kinds[i * std::size_t(n_pages_) + std::size_t(page)] != MaskPages::hidden;
+            if (!seen) continue;
+            // Scores and softmax cost something even where K and V are empty.
+            page_costs_[std::size_t(stream * n_pages_ + page)] =
+                page_cost(args.k[stream], page, args.head_dim_k, max_rows_) +
+                page_cost(v, page, args.head_dim_v, max_rows_) + kPageTokens * max_rows_ * 4;
         }
     }
 }

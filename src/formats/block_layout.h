@@ -134,9 +134,8 @@ constexpr int width_budget(int code_bits, int head_dim) {
     return head_dim / 16 * (code_bits == 3 ? 11 : 4 * code_bits) / 4;
 }
 
-// Rows that are looked at to find out how close a channel's values lie (key_tiers.h): of n counted ones, row
-// i
-// * n / 12.
+// Rows that are looked at to find out how close a channel's values lie (key_tiers.h): of n counted rows, the
+// ones numbered i * n / 12.
 constexpr int kSampledRows = 12;
 
 // The order and the widths.

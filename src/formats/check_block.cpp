@@ -49,42 +49,42 @@ void check_header(const ColdFormat& format, int head_dim, const std::byte* block
     }
 }
 
-// Scales and offsets of a uniform block or of a tier.
-bool parameters_are_finite(const BlockLayout& l, const std::byte* data) {
+// Scales, which kernels take for their magnitudes, and offsets of a uniform block or of a tier.
+bool parameters_are_valid(const BlockLayout& l, const std::byte* data) {
     const auto half = [data](std::size_t at) {
         fp16_t bits;
         std::memcpy(&bits, data + at, sizeof bits);
         return bits;
     };
-    bool finite = true;
+    constexpr fp16_t kSign = 0x8000;
+    bool valid = true;
     for (int i = 0; i < l.n_scales; ++i) {
-        finite = finite && fp16_is_finite(l.scale_form == ScaleForm::byte
-                                              ? scale_from_byte(std::to_integer<std::uint8_t>(data[i]))
-                                              : half(std::size_t(i) * sizeof(fp16_t)));
+        const fp16_t scale = l.scale_form == ScaleForm::byte
+                                 ? scale_from_byte(std::to_integer<std::uint8_t>(data[i]))
+                                 : half(std::size_t(i) * sizeof(fp16_t));
+        valid = valid && fp16_is_finite(scale) && (scale & kSign) == 0;
     }
     for (int i = 0; i < l.n_offsets; ++i) {
-        finite = finite && fp16_is_finite(half(l.offsets + std::size_t(i) * sizeof(fp16_t)));
+        valid = valid && fp16_is_finite(half(l.offsets + std::size_t(i) * sizeof(fp16_t)));
     }
-    return finite;
+    return valid;
 }
 
 }  // namespace
 
 void ColdFormat::check_block(KvRole role, int head_dim, const std::byte* block) const {
-    bool finite = true;
+    bool valid = true;
     if (is_tiered(role == KvRole::key, code_bits, head_dim)) {
         check_header(*this, head_dim, block);
         const KeyTiers tiers = read_key_tiers(block, head_dim);
         for (const KeyTier *tier = tiers.tier, *end = tier + tiers.n_tiers; tier < end; ++tier) {
-            finite = finite && parameters_are_finite(block_layout_of_tier(tier->width, tier->n_channels),
-                                                     block + tier->offset);
+            valid = valid && parameters_are_valid(block_layout_of_tier(tier->width, tier->n_channels),
+                                                  block + tier->offset);
         }
     } else {
-        finite = parameters_are_finite(block_layout(role == KvRole::key, code_bits, head_dim), block);
+        valid = parameters_are_valid(block_layout(role == KvRole::key, code_bits, head_dim), block);
     }
-    if (!finite) {
-        fail(*this, role, "has a scale or an offset that is no number");
-    }
+    if (!valid) fail(*this, role, "has a scale that is negative, or a scale or offset that is no number");
 }
 
 }  // namespace mixed_kv

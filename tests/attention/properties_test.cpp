@@ -5,7 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
+#include <thread>
+#include <vector>
 
 #include "mixed_kv/attention_state.h"
 #include "support/attention_case.h"
@@ -87,6 +90,39 @@ TEST_P(FlashDecodeLaws, WorkspaceKeepsNothing) {
     for (AttentionCase* c : {&large, &small, &empty, &small, &large}) {
         EXPECT_TRUE(same_bits(c->run(*set_, 3), c->run(decode, c->args(), 3, Threading::one_caller)));
     }
+}
+
+// Attentions with one scratch between them, which grows when the second is planned; threads go from one to
+// the other without waiting for each other.
+TEST_P(FlashDecodeLaws, ScratchCanBeShared) {
+    constexpr int n_threads = 3;
+    AttentionCase cases[] = {{spec_of("q4", 1, 6000), *set_}, {spec_of("q4", 40, 3000), *set_}};
+    const auto scratch = std::make_shared<ThreadScratch>();
+    FlashDecode decodes[] = {FlashDecode(*set_, scratch), FlashDecode(*set_, scratch)};
+    std::vector<float> out[2];
+    for (int i = 0; i < 2; ++i) {
+        AttentionArgs a = cases[i].args();
+        out[i].resize(cases[i].n_rows() * std::size_t(a.head_dim_v));
+        a.out = out[i].data();
+        a.out_head_stride = a.head_dim_v * std::ptrdiff_t(sizeof(float));
+        a.out_row_stride = a.n_head * a.out_head_stride;
+        a.out_stream_stride = a.n_q * a.out_row_stride;
+        MaskPages mask_pages;
+        mask_pages.classify(a.mask, a.n_stream, a.n_q, a.n_kv);
+        decodes[i].plan(a, mask_pages, n_threads);
+    }
+    const auto on_all = [&](auto&& work) {
+        std::vector<std::thread> threads;
+        for (int i = 0; i < n_threads; ++i) threads.emplace_back([&work, i] { work(i); });
+        for (std::thread& thread : threads) thread.join();
+    };
+    on_all([&](int thread) {
+        for (FlashDecode& decode : decodes) decode.run(thread);
+    });
+    on_all([&](int thread) {
+        for (FlashDecode& decode : decodes) decode.merge(thread);
+    });
+    for (int i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(out[i], cases[i].run(*set_, n_threads))) << i;
 }
 
 // Cells in another order: hot and cold pages of equal rows, in different pages and slots.

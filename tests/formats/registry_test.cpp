@@ -167,11 +167,12 @@ TEST(ColdFormats, OtherBytesAreNone) {
                 return false;
             };
             EXPECT_FALSE(refuses(0, {}));
-            for (const auto& part : page.parts()) {  // an infinite scale, an offset that is NaN
+            for (const auto& part : page.parts()) {  // an infinite or negative scale, an offset that is NaN
                 const auto start = std::size_t(part.data - page.block.data());
                 const bool byte = part.layout.scale_form == formats::ScaleForm::byte;
                 if (part.layout.n_scales > 0) {
                     EXPECT_TRUE(byte ? refuses(start + 1, {0xf8}) : refuses(start + 2, {0x00, 0x7c}));
+                    EXPECT_TRUE(byte || refuses(start + 2, {0x00, 0xbc}));
                 }
                 EXPECT_TRUE(refuses(start + part.layout.offsets + 4, {0x01, 0xfe}));
             }

@@ -80,8 +80,11 @@ TEST(QueryGroups, HalfInCommonIsEnough) {
 }
 
 TEST(QueryGroups, WhatIsNotAStepStaysWhole) {
-    const Mask mask(std::vector<std::pair<std::int64_t, std::int64_t>>(34, {0, 64}));
-    EXPECT_EQ(sizes(mask, 34), Sizes({34}));
+    std::vector<std::pair<std::int64_t, std::int64_t>> in_turn;
+    for (int q = 0; q < 65; ++q) in_turn.emplace_back(q % 2 * 64, q % 2 * 64 + 64);
+    const Mask mask(in_turn);
+    EXPECT_EQ(sizes(mask, 64), Sizes(64, 1));
+    EXPECT_EQ(sizes(mask, 65), Sizes({65})) << "a prompt";
     EXPECT_EQ(sizes(mask, 0), Sizes({0}));
     EXPECT_EQ(sizes(mask, 1), Sizes({1}));
     Mask apart({{0, 64}, {64, 128}});

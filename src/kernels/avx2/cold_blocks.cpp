@@ -222,23 +222,6 @@ inline void add_values(const PvArgs& a, const UnpackedPage& page, const FoldedRo
     });
 }
 
-// Rows of the block in which one token of the page holds more of the row's weight than 16 bits resolve.
-template <int kRows>
-inline unsigned heavy_rows(const PvArgs& a, const FoldedRows& block, int r0) noexcept {
-    unsigned rows = 0;
-    for (int r = 0; r < kRows; ++r) {
-        const float allowed = a.mass == nullptr ? 0.0f : formats::kMassShareAllowed * a.mass[r0 + r];
-        // The largest weight is at most their sum, which rounding does not change: weights are not negative.
-        if (block.weight[r] <= allowed) continue;
-        __m256 largest = _mm256_setzero_ps();
-        for (int t = 0; t < kPage; t += 8) {
-            largest = _mm256_max_ps(_mm256_loadu_ps(a.p + (r0 + r) * kPage + t), largest);
-        }
-        if (horizontal_max(largest) > allowed) rows |= 1u << r;
-    }
-    return rows;
-}
-
 }  // namespace
 
 void qk_blocks(const QkArgs& a, const UnpackedPage& page, int limit, float noise) noexcept {
@@ -262,7 +245,7 @@ void pv_blocks(const PvArgs& a, const UnpackedPage& page, int limit) noexcept {
     for_row_blocks(a.n_rows, [&](int r, auto n) {
         constexpr int kRows = decltype(n)::value;
         fold<kRows, false>(page, a.p + std::ptrdiff_t(r) * kPage, kPage, limit, rows);
-        const unsigned rest = heavy_rows<kRows>(a, rows, r);
+        const unsigned rest = heavy_rows<kRows>(a, rows.weight, r);
         add_values<kRows>(a, page, rows, r);
         for_rests<kRows>(page, limit, rest, rows, [&](auto n_rest, int i, const FoldedRows& rests) {
             add_values<decltype(n_rest)::value>(a, page, rests, r + i);

@@ -97,7 +97,7 @@ __attribute__((noinline)) void qk_rows(const QkArgs& a, const BlockLayout& l, co
     page_ahead = ahead;
 }
 
-// The same for many rows.
+// All of qk for many rows, the page unpacked once.
 template <int kBits, formats::ScaleForm kForm>
 inline void qk_unpacked(const QkArgs& a, const BlockLayout& l, int limit, float noise) noexcept {
     const int length = padded(a.keys.head_dim);
@@ -160,6 +160,7 @@ void qk_cold(const QkArgs& a) noexcept {
             some.q = a.q + r * a.q_stride;
             some.scores = a.scores + std::ptrdiff_t(r) * kPage;
             qk_tiered(some, kTierQk);
+            some.keys.next = nullptr;  // fetched now
         }
     } else {
         qk_uniform<kBits, kForm>(a, formats::block_layout(true, kBits, a.keys.head_dim));

@@ -73,24 +73,7 @@ __attribute__((noinline)) void pv_rows(const PvArgs& a, const BlockLayout& l, co
     page_ahead = ahead;
 }
 
-// Rows of the tile in which one token of the page holds more of the row's weight than 16 bits resolve.
-template <int kRows>
-inline unsigned heavy_rows(const PvArgs& a, const Pass& pass, int r0) noexcept {
-    unsigned rows = 0;
-    for (int r = 0; r < kRows; ++r) {
-        const float allowed = a.mass == nullptr ? 0.0f : formats::kMassShareAllowed * a.mass[r0 + r];
-        // The largest weight is at most their sum, which rounding does not change: weights are not negative.
-        if (pass.weight[r] <= allowed) continue;
-        __m256 largest = _mm256_setzero_ps();
-        for (int t = 0; t < kPage; t += 8) {
-            largest = _mm256_max_ps(_mm256_loadu_ps(a.p + (r0 + r) * kPage + t), largest);
-        }
-        if (horizontal_max(largest) > allowed) rows |= 1u << r;
-    }
-    return rows;
-}
-
-// The same for many rows.
+// All of pv for many rows, the page unpacked once.
 template <int kBits, formats::ScaleForm kForm>
 inline void pv_unpacked(const PvArgs& a, const BlockLayout& l, int limit) noexcept {
     const UnpackedPage page = place_unpacked(a.scratch, l.dim, kPage);
@@ -123,7 +106,7 @@ void pv_cold(const PvArgs& a) noexcept {
         constexpr int kRows = decltype(rows)::value;
         fold<kBits, false, kForm, kRows>(a.values.data, l, a.p + r * kPage, kPage, kPage, limit, scaled,
                                          pass);
-        const unsigned rest = heavy_rows<kRows>(a, pass, r);
+        const unsigned rest = heavy_rows<kRows>(a, pass.weight, r);
         pv_rows<kBits, kRows>(a, l, pass, r, ahead);
         if (rest != 0) {
             fold_rest<kBits, kRows>(scaled, kPage, limit, rest, pass);

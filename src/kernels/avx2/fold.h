@@ -199,6 +199,24 @@ inline void prefetch_parameters(const std::byte* next, const BlockLayout& l) noe
     }
 }
 
+// Rows of a tile in which one token of the page holds more of the row's weight than 16 bits resolve. weight:
+// the sum of each row of p.
+template <int kRows>
+inline unsigned heavy_rows(const PvArgs& a, const float* weight, int r0) noexcept {
+    unsigned rows = 0;
+    for (int r = 0; r < kRows; ++r) {
+        const float allowed = a.mass == nullptr ? 0.0f : formats::kMassShareAllowed * a.mass[r0 + r];
+        // The largest weight is at most their sum, which rounding does not change: weights are not negative.
+        if (weight[r] <= allowed) continue;
+        __m256 largest = _mm256_setzero_ps();
+        for (int t = 0; t < kPage; t += 8) {
+            largest = _mm256_max_ps(_mm256_loadu_ps(a.p + (r0 + r) * kPage + t), largest);
+        }
+        if (horizontal_max(largest) > allowed) rows |= 1u << r;
+    }
+    return rows;
+}
+
 // Eight sums. sum + codes * q, two products per lane. The empty asm holds the sum in a register: GCC 12
 // would regroup the additions and keep more sums than there are registers.
 inline __m256i add_products(__m256i sum, __m256i codes, __m256i q) noexcept {

@@ -48,16 +48,8 @@ inline __m512 max_magnitude(__m512 x, __m512 largest) noexcept {
     return _mm512_range_ps(x, largest, kLargerMagnitudeWithoutSign);
 }
 
-inline float horizontal_sum(__m512 x) noexcept {
-    return avx2::horizontal_sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
-}
-
 inline float horizontal_max(__m512 x) noexcept {
     return avx2::horizontal_max(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
-}
-
-inline std::int32_t horizontal_sum(__m512i x) noexcept {
-    return avx2::horizontal_sum(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)));
 }
 
 // Fetches the next page while this one is computed, a few lines per step: a strip of a block is no stream
