@@ -21,6 +21,7 @@ Needs llvm-objdump and llvm-mca (Debian: llvm-19), 19 or later for Sapphire Rapi
 import argparse
 import re
 import subprocess
+import sys
 
 BRANCH = re.compile(r"(?:j[a-z]+|call|ret)\b")
 BACK = re.compile(r"j(?!mp)[a-z]+\s+0x([0-9a-f]+)")  # jmp: from an arm of an if that was laid out of line
@@ -28,12 +29,20 @@ WORK = re.compile(r"vpdpbusd|vfn?m(?:add|sub)|tdp")
 COLUMNS = ("insns", "dp/fma", "arith", "loads", "stores", "spills", "moves", "ports", "mca", "tiles")
 
 
+def output(command, **options):
+    """What a command prints; where it fails, this program ends with its words."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
+    if done.returncode != 0:
+        sys.exit(f"{command[0]}: exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def functions(args, path):
     """Name and [(address, instruction)] of every function of an object or program."""
-    text = subprocess.run(
-        [args.objdump, "-d", "--no-show-raw-insn", "--x86-asm-syntax=intel", "-C", path],
-        check=True, capture_output=True, text=True,
-    ).stdout
+    text = output([args.objdump, "-d", "--no-show-raw-insn", "--x86-asm-syntax=intel", "-C", path])
     name, body = None, []
     for line in text.splitlines():
         if head := re.match(r"[0-9a-f]+ <(.*)>:$", line):
@@ -100,13 +109,15 @@ def mca(args, lines, passes=100):
     code = [".intel_syntax noprefix"]
     code += [for_mca(t, args.mcpu) for t in lines if not BRANCH.match(t) and not t.startswith("nop")]
 
+    if len(code) == 1:
+        return 0.0
+
     def cycles(n):
-        out = subprocess.run(
+        text = output(
             [args.mca, f"-mcpu={args.mcpu}", f"-iterations={n}", "-instruction-info=0", "-resource-pressure=0"],
-            input="\n".join(code) + "\n", capture_output=True, text=True,
+            input="\n".join(code) + "\n",
         )
-        found = re.search(r"Total Cycles:\s+(\d+)", out.stdout)
-        return float(found.group(1)) if found else float("nan")
+        return float(re.search(r"Total Cycles:\s+(\d+)", text).group(1))
 
     return (cycles(passes) - cycles(1)) / (passes - 1)
 
@@ -135,7 +146,7 @@ def loops(args):
 
 def page(args):
     program, *what = args.arguments
-    addresses = subprocess.run([program, *what], check=True, capture_output=True, text=True).stdout.split()
+    addresses = output([program, *what]).split()
     code = {a: (name, text) for name, body in functions(args, program) for a, text in body}
     by_function, everything = {}, []
     for address in addresses:

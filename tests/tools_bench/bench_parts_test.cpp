@@ -4,8 +4,10 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "command.h"
 #include "mixed-kv-bench/attention_bench.h"
 #include "mixed-kv-bench/compute_peak.h"
+#include "mixed-kv-bench/model_contexts.h"
 #include "mixed-kv-bench/plot.h"
 #include "mixed-kv-bench/read_bandwidth.h"
 #include "mixed-kv-bench/report.h"
@@ -166,6 +168,34 @@ TEST(Summary, NamesTheCaseThatGainsLeast) {
               "Smallest speed-up: 1.20 x f16 at depth 100; 0.50 x q4_0 at depth 200.\n");
     cases.resize(1);
     EXPECT_EQ(smallest_speedup_line(cases, place), "");
+}
+
+TEST(Text, BytesThatAreNoUtf8AreReplaced) {
+    PromptReport report;
+    report.ours.text = "\xff";
+    EXPECT_NE(dumped(to_json(report), 2).find("\"text\": \"\xef\xbf\xbd\""), std::string::npos);
+}
+
+TEST(Text, HostsByType) {
+    AttentionCase c;
+    c.us = {10, 10, 10, 5};
+    c.host["f16"] = {{30, 20, 40, 5}, 0, 0};
+    Json json;
+    add_host(json, c, &HostTime::us);
+    EXPECT_EQ(json.dump(),
+              R"({"host":{"f16":30.0},"host_quartiles":{"f16":[20.0,40.0]},"speedup":{"f16":3.0}})");
+}
+
+TEST(Memory, ContextsAndStatesThatDoNotFitAreRefused) {
+    BenchArguments arguments;
+    arguments.model = test::random_model();
+    arguments.k = arguments.v = {"q4"};
+    arguments.isa = "scalar";
+    const ModelPair models(arguments);
+    const std::int64_t many = std::int64_t(1) << 40;
+    EXPECT_NO_THROW(models.check_memory(arguments, 256, 256));
+    EXPECT_THROW(models.check_memory(arguments, many, 0), std::runtime_error);
+    EXPECT_THROW(models.check_memory(arguments, 256, many), std::runtime_error);
 }
 
 TEST(Summary, CountsUbatchesThatAreSlower) {

@@ -129,10 +129,11 @@ TEST(Bench, ModelJsonAndPlot) {
 
 TEST(Bench, ModelPrompts) {
     const auto arguments = [](const char* output) {
-        return std::vector<std::string>{"model",        "-m",  random_model(), "--depths", "0,600",
-                                        "--n-prompt",   "96",  "--threads",    "1",        "--k",
-                                        "q4",           "--v", "q8",           "--host",   "f16,q8_0",
-                                        "--rotate-mib", "8",   output};
+        return std::vector<std::string>{"model",      "-m",  random_model(), "--depths", "0,600",
+                                        "--n-prompt", "96",  "--threads",    "1",        "--k",
+                                        "q4",         "--v", "q8",           "--host",   "f16,q8_0",
+                                        "--window",   "32",  "--sinks",      "4",        "--rotate-mib",
+                                        "8",          output};
     };
     const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
     ASSERT_EQ(result.exit_status, 0) << result.err;
@@ -155,10 +156,10 @@ TEST(Bench, ModelPrompts) {
     EXPECT_GT(json.at("cases")[1].at("kv_bytes").get<double>(), 600.0 * 3 * 2 * 2 * 64 * 0.5);
     const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
-    EXPECT_EQ(
-        csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,n_parallel,depth,k,v,tokens_per_second,", 0),
-        0U);
-    EXPECT_NE(csv.out.find(",96,1,600,q4,q8,"), std::string::npos) << csv.out;
+    EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,", 0), 0U);
+    EXPECT_NE(csv.out.find(",n_parallel,kv_unified,window,sinks\n"), std::string::npos) << csv.out;
+    EXPECT_NE(csv.out.find(",96,600,q4,q8,"), std::string::npos) << csv.out;
+    EXPECT_NE(csv.out.find(",1,false,32,4\n"), std::string::npos) << csv.out;
     const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     EXPECT_NE(table.out.find("prompts of 96 tokens"), std::string::npos) << table.out;
@@ -199,7 +200,7 @@ TEST(Bench, AttentionSweep) {
 TEST(Bench, ModelOfParallelSequences) {
     for (const char* stream : {"-kvu", ""}) {
         SCOPED_TRACE(stream);
-        std::vector<std::string> arguments = {"model",        "-m",  random_model(), "--depths", "0,300",
+        std::vector<std::string> arguments = {"model",        "-m",  random_model(), "--depths", "10,300",
                                               "-npl",         "1,3", "--threads",    "1",        "--k",
                                               "q4",           "--v", "q8",           "--host",   "f16",
                                               "--rotate-mib", "8",   "--json"};
@@ -210,13 +211,17 @@ TEST(Bench, ModelOfParallelSequences) {
         EXPECT_EQ(json.at("kv_unified"), *stream != '\0');
         ASSERT_EQ(json.at("cases").size(), 4U);
         EXPECT_EQ(json.at("smallest_speedup").count("f16"), 1U);
+        const auto bytes = [&](std::size_t i) {
+            return json.at("cases")[i].at("kv_bytes").get<std::uint64_t>();
+        };
+        // Ten rows of three sequences are in one page of a stream, or in the first page of each of three.
+        EXPECT_EQ(bytes(2), (*stream != '\0' ? 1 : 3) * bytes(0));
         const nlohmann::json &one = json.at("cases")[1], &three = json.at("cases")[3];
         EXPECT_EQ(one.at("n_parallel"), 1);
         EXPECT_EQ(three.at("n_parallel"), 3);
         EXPECT_EQ(three.at("depth"), 300);
         // Every sequence has rows of its own: three times as many, but for the borders of pages and windows.
-        const double ratio = three.at("kv_bytes").get<double>() / one.at("kv_bytes").get<double>();
-        EXPECT_NEAR(ratio, 3, 0.6);
+        EXPECT_NEAR(double(bytes(3)) / double(bytes(1)), 3, 0.6);
         EXPECT_GT(three.at("host").at("f16").get<double>(), 0);
     }
 }
@@ -265,6 +270,35 @@ TEST(Bench, Prompt) {
     const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
     EXPECT_NE(csv.out.find(",q4,q4,300,64,256,44,"), std::string::npos) << csv.out;
+    EXPECT_NE(csv.out.find(",runs,window,sinks\n"), std::string::npos) << csv.out;
+    EXPECT_NE(csv.out.find(",2,32,4\n"), std::string::npos) << csv.out;
+}
+
+// The shortest prompts, ubatches and texts, without a host; a plot that cannot be written costs no report.
+TEST(Bench, ShortestPrompts) {
+    const auto run = [](const char* n_prompt, const char* n_ubatch, const std::string& svg) {
+        return run_tool("mixed-kv-bench", {"prompt", "-m", random_model(), "--n-prompt", n_prompt,
+                                           "--n-ubatch", n_ubatch, "--n-gen", "0", "--runs", "1", "--host",
+                                           "none", "--threads", "1", "--json", "--svg", svg});
+    };
+    const CommandResult small_ubatches = run("3", "1", scratch_folder() + "/small.svg");
+    ASSERT_EQ(small_ubatches.exit_status, 0) << small_ubatches.err;
+    const nlohmann::json json = small_ubatches.json();
+    EXPECT_EQ(json.at("ubatches").size(), 3U);
+    EXPECT_EQ(json.at("host").size(), 0U);
+    EXPECT_EQ(json.at("ours").at("text"), "");
+    const CommandResult one_token = run("1", "512", scratch_folder() + "/no/such/folder.svg");
+    EXPECT_EQ(one_token.exit_status, 1);
+    EXPECT_EQ(one_token.json().at("ubatches").size(), 1U);
+    ASSERT_EQ(one_token.err_lines().size(), 1U) << one_token.err;
+    EXPECT_NE(one_token.err.find("folder.svg"), std::string::npos) << one_token.err;
+}
+
+TEST(Bench, HelpShowsDefaults) {
+    const CommandResult help = run_tool("mixed-kv-bench", {"attention", "--help"});
+    ASSERT_EQ(help.exit_status, 0) << help.err;
+    for (const char* value : {"[q4]", "[f16,q8_0,q4_0]"})
+        EXPECT_NE(help.out.find(value), std::string::npos) << value << "\n" << help.out;
 }
 
 // Known only once the model is loaded.
@@ -312,6 +346,11 @@ const Refusal kRefusals[] = {
     {"PromptTooLong", {"model", "-m", "no/such.gguf", "--n-prompt", "4097"}, 2, "n-prompt"},
     {"SequencesOfAPlot", {"model", "-m", "no/such.gguf", "-npl", "1,2", "--svg", "x.svg"}, 2, "--n-parallel"},
     {"TooManySequences", {"model", "-m", "no/such.gguf", "-npl", "257"}, 2, "n-parallel"},
+    {"TooManyTokensAStep", {"model", "-m", "no/such.gguf", "-npl", "1,8", "--n-prompt", "4096"}, 2, "32768"},
+    {"TooManyTokensOfAll",
+     {"model", "-m", "no/such.gguf", "-npl", "256", "--depths", "65537"},
+     2,
+     "16777472"},
     {"PromptWithoutModel", {"prompt"}, 2, "--model"},
     {"PromptWithoutRuns", {"prompt", "-m", "no/such.gguf", "--runs", "0"}, 2, "runs"},
     {"UbatchTooLong", {"prompt", "-m", "no/such.gguf", "--n-ubatch", "4097"}, 2, "n-ubatch"},

@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kMaxThreads = 512;   // GGML_MAX_N_THREADS
 constexpr int kMinRounds = 5;      // for a median and quartiles
-constexpr int kMaxPrompt = 4096;   // tokens of one ubatch
+constexpr int kMaxPrompt = 4096;   // tokens of one sequence's ubatch
+constexpr int kMaxStep = 16384;    // tokens that all sequences decode together
 constexpr int kMaxParallel = 256;  // LLAMA_MAX_SEQ
 constexpr std::int64_t kMaxRows = std::int64_t(1) << 24;
 
@@ -50,16 +51,20 @@ struct Texts {
 CLI::Option* list(CLI::Option* option) { return option->delimiter(',')->expected(1, 64); }
 
 void add_common(CLI::App& app, Texts& texts) {
-    list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))->type_name("FMT");
+    list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))
+        ->type_name("FMT")
+        ->capture_default_str();
     list(app.add_option("--v", texts.v,
                         "Formats of cold V pages; as many as --k: pairs, else all combinations"))
-        ->type_name("FMT");
+        ->type_name("FMT")
+        ->capture_default_str();
     app.add_option("--threads,-t", texts.threads, "Threads (default: the number of cores)")
         ->check(CLI::Range(1, kMaxThreads));
     app.add_option("--isa", texts.isa, "Kernel set (default: MIXED_KV_ISA, else the fastest)")
         ->type_name("NAME");
     list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
-        ->type_name("TYPE");
+        ->type_name("TYPE")
+        ->capture_default_str();
     app.add_flag("--json", texts.json, "Print one JSON object");
     app.add_flag("--csv", texts.csv, "Print CSV");
     app.add_flag("--md", texts.markdown, "Print Markdown tables");
@@ -127,6 +132,17 @@ void check_shape(const BenchArguments& bench) {
                             "--host f16",
                             bench.head_dim, type));
     }
+}
+
+// What all sequences take together: a step is one ubatch, and llama.cpp counts cells in 32 bits.
+void check_sequences(const BenchArguments& bench) {
+    const std::int64_t n = *std::max_element(bench.n_parallel.begin(), bench.n_parallel.end());
+    if (bench.n_prompt * n > kMaxStep)
+        throw UsageError(fmt::format("--n-prompt {} and --n-parallel {}: {} tokens a step, at most {}",
+                                     bench.n_prompt, n, bench.n_prompt * n, kMaxStep));
+    if (bench.depths.back() * n > kMaxRows)
+        throw UsageError(fmt::format("--depths {} and --n-parallel {}: {} tokens, at most {}",
+                                     bench.depths.back(), n, bench.depths.back() * n, kMaxRows));
 }
 
 void finish_common(BenchArguments& bench, const Texts& texts) {
@@ -281,6 +297,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
     if (is_model) {
         std::sort(bench.depths.begin(), bench.depths.end());
         bench.depths.erase(std::unique(bench.depths.begin(), bench.depths.end()), bench.depths.end());
+        check_sequences(bench);
         if (!bench.svg.empty() && bench.n_parallel.size() > 1)
             throw UsageError("--svg draws one number of sequences; give one --n-parallel");
     }

@@ -20,7 +20,7 @@ struct BenchArguments {
     std::vector<std::string> host_types;
     int n_rounds = 5;
     std::size_t rotation_mib = 1024;
-    std::vector<std::string> k, v;  // formats; every K is run with every V, or pairwise when --pairs
+    std::vector<std::string> k, v;  // formats of cold K and V; formats() makes cases of them
 
     // attention, prefill
     int head_dim = 128, n_head = 32, n_head_kv = 8;

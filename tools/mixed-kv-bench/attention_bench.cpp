@@ -59,6 +59,11 @@ struct Contestant {
     }
 };
 
+// Of a case, for messages.
+std::string place(const AttentionShape& shape, const std::string& k, const std::string& v) {
+    return fmt::format("k={}, v={}, n_kv={}, n_q={}, n_seq={}", k, v, shape.n_kv, shape.n_q, shape.n_seq);
+}
+
 void check_memory(const AttentionShape& shape, const BenchArguments& arguments, std::size_t rotation) {
     const std::size_t one = std::size_t(shape.kv_values()) * 2;  // in FP16
     const std::size_t source = one * 3;  // rows as FP16, and as float while quantizing
@@ -66,9 +71,8 @@ void check_memory(const AttentionShape& shape, const BenchArguments& arguments, 
     const std::uint64_t available = available_memory_bytes();
     if (needed > available) {
         throw std::runtime_error(
-            fmt::format("this benchmark needs about {} MiB and {} are available; --host with fewer types, a "
-                        "smaller --n-kv or "
-                        "--rotate-mib below {} take less",
+            fmt::format("this benchmark needs about {} MiB and {} are available; --host with fewer types, "
+                        "fewer rows or sequences, or --rotate-mib below {} take less",
                         needed >> 20, available >> 20, rotation >> 20));
     }
 }
@@ -112,9 +116,9 @@ AttentionCase run_case(HostRuntime& runtime, ReadBandwidth& bandwidth, const Ben
     result.relative_rms = relative_rms(runtime, *ours.rig, shape, data);
     const double allowed = relative_rms_allowed(k != "f16" || v != "f16");
     if (!(result.relative_rms <= allowed)) {
-        throw std::runtime_error(fmt::format(
-            "wrong result: k={}, v={}, n_kv={}: relative RMS {:.3g} against double, at most {:.3g} is right",
-            k, v, shape.n_kv, result.relative_rms, allowed));
+        throw std::runtime_error(
+            fmt::format("wrong result: {}: relative RMS {:.3g} against double, at most {:.3g} is right",
+                        place(shape, k, v), result.relative_rms, allowed));
     }
     return result;
 }
@@ -146,30 +150,31 @@ void add_shares(AttentionReport& report) {
         return value;
     };
     for (AttentionCase& c : report.cases) {
-        c.bandwidth_share =
-            share(c.us, c.kv_bytes, fmt::format("k={}, v={}, n_kv={}", c.k, c.v, c.shape.n_kv));
+        c.bandwidth_share = share(c.us, c.kv_bytes, place(c.shape, c.k, c.v));
         for (auto& [type, host] : c.host)
-            host.bandwidth_share = share(host.us, host.kv_bytes, "the host's " + type);
+            host.bandwidth_share =
+                share(host.us, host.kv_bytes, "the host's " + type + " beside " + place(c.shape, c.k, c.v));
     }
 }
 
-void set_rotation(BenchMachine& machine, const BenchArguments& arguments) {
+BenchMachine describe_machine(const BenchArguments& arguments) {
+    BenchMachine machine;
+    machine.cpu = cpu_model_name();
+    machine.isa = arguments.isa;
+    machine.n_threads = arguments.n_threads;
+    machine.last_level_cache_bytes = last_level_cache_bytes();
     const std::size_t asked = arguments.rotation_mib << 20;
     machine.reads_memory = asked >= std::size_t(1) << 30;
     machine.rotation_bytes =
         machine.reads_memory ? std::max(asked, 2 * machine.last_level_cache_bytes) : asked;
+    return machine;
 }
 
 AttentionReport run_attention_bench(const BenchArguments& arguments) {
     AttentionReport report;
     report.mode = arguments.mode;
+    report.machine = describe_machine(arguments);
     BenchMachine& machine = report.machine;
-    machine.cpu = cpu_model_name();
-    machine.isa = arguments.isa;
-    machine.n_threads = arguments.n_threads;
-    machine.last_level_cache_bytes = last_level_cache_bytes();
-    set_rotation(machine, arguments);
-
     HostRuntime runtime(arguments.n_threads);
     machine.host_library = runtime.cpu_library();
     for (const AttentionShape& shape : arguments.shapes())

@@ -47,8 +47,8 @@ struct AttentionReport {
     std::vector<AttentionCase> cases;
 };
 
-// What --rotate-mib asks for and this machine's caches demand.
-void set_rotation(BenchMachine& machine, const BenchArguments& arguments);
+// The machine as far as it is known before anything is measured.
+BenchMachine describe_machine(const BenchArguments& arguments);
 
 // Fills in every share of report.machine.read_bandwidth. Throws std::runtime_error when one is above 1.
 void add_shares(AttentionReport& report);

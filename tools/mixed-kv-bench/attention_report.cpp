@@ -54,18 +54,12 @@ Json to_json(const AttentionReport& report) {
         item["peak_unit"] = c.unit;
         item["relative_rms"] = rounded(c.relative_rms, 4);
         item["scratch_bytes_per_thread"] = c.scratch_bytes_per_thread;
-        item["host"] = Json::object();
-        item["host_quartiles"] = Json::object();
+        add_host(item, c, &HostTime::us);
         item["host_bandwidth_share"] = Json::object();
         item["host_gflops"] = Json::object();
-        item["speedup"] = Json::object();
-        for (const std::string& type : host_types(report.cases)) {
-            const HostTime& host = c.host.at(type);
-            item["host"][type] = rounded(host.us.median, 6);
-            item["host_quartiles"][type] = {rounded(host.us.q1, 6), rounded(host.us.q3, 6)};
+        for (const auto& [type, host] : c.host) {
             item["host_bandwidth_share"][type] = rounded(host.bandwidth_share, 6);
             item["host_gflops"][type] = rounded(c.shape.useful_operations() / (host.us.median * 1e3), 6);
-            item["speedup"][type] = rounded(c.speedup(type), 6);
         }
         json["cases"].push_back(std::move(item));
     }

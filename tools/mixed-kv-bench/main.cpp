@@ -15,6 +15,7 @@
 #include "mixed-kv-bench/plot.h"
 #include "mixed-kv-bench/prompt_bench.h"
 #include "mixed-kv-bench/report.h"
+#include "mixed-kv-bench/report_parts.h"
 #include "trace/output_file.h"
 
 namespace mixed_kv::tools {
@@ -25,7 +26,7 @@ template <typename Report>
 void print(const Report& report, OutputFormat format) {
     switch (format) {
         case OutputFormat::json:
-            fmt::print("{}\n", to_json(report).dump(2));
+            fmt::print("{}\n", dumped(to_json(report), 2));
             break;
         case OutputFormat::csv:
             fmt::print("{}", to_csv(report));
@@ -42,14 +43,15 @@ void print(const Report& report, OutputFormat format) {
 int run(int argc, char** argv) {
     const std::optional<BenchArguments> arguments = parse_bench_arguments(argc, argv);
     if (!arguments) return kExitOk;
+    // The plot comes last: where its file cannot be written, the report is there.
+    const auto print_and_plot = [&](const auto& report) {
+        print(report, arguments->output);
+        if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
+    };
     if (arguments->mode == BenchMode::model) {
-        const ModelReport report = run_model_bench(*arguments);
-        if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
-        print(report, arguments->output);
+        print_and_plot(run_model_bench(*arguments));
     } else if (arguments->mode == BenchMode::prompt) {
-        const PromptReport report = run_prompt_bench(*arguments);
-        if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
-        print(report, arguments->output);
+        print_and_plot(run_prompt_bench(*arguments));
     } else {
         print(run_attention_bench(*arguments), arguments->output);
     }

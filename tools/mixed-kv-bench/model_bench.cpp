@@ -39,26 +39,23 @@ struct Contestant {
     const std::string& name() const { return named.name; }
     Context& context() const { return *named.context; }
 
-    // Decodes tokens of sequences first_seq .. first_seq + n - 1 in one batch; seconds.
-    double decode(const std::vector<llama_token>& tokens, int first_seq, int n) {
+    // One token, or one ubatch of a prompt, of every sequence in one batch; seconds.
+    double step() {
         batch->n_tokens = 0;
-        for (int s = first_seq; s < first_seq + n; ++s) {
-            for (std::size_t i = 0; i < tokens.size(); ++i) {
+        for (int s = 0; s < n_seq; ++s) {
+            for (std::size_t i = 0; i < step_tokens.size(); ++i) {
                 const int at = batch->n_tokens++;
-                batch->token[at] = tokens[i];
+                batch->token[at] = step_tokens[i];
                 batch->pos[at] = llama_pos(length[std::size_t(s)]++);
                 batch->n_seq_id[at] = 1;
                 batch->seq_id[at][0] = s;
-                batch->logits[at] = i + 1 == tokens.size();
+                batch->logits[at] = i + 1 == step_tokens.size();
             }
         }
         const auto begin = std::chrono::steady_clock::now();
         context().decode(*batch);
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
-
-    // One token, or one ubatch of a prompt, of every sequence; seconds.
-    double step() { return decode(step_tokens, 0, n_seq); }
 
     void run_round() {
         const double n_tokens = double(step_tokens.size()) * n_seq;
@@ -97,8 +94,7 @@ struct Contestant {
     }
 };
 
-std::vector<Contestant> open_contestants(const ModelPair& models, const BenchArguments& arguments,
-                                         int n_seq) {
+ContextOptions context_options(const BenchArguments& arguments, int n_seq) {
     const int n_prompt = arguments.n_prompt;
     const std::int64_t most_tokens = n_prompt == 1 ? kMaxTokensPerRound + 2 : n_prompt;
     // A sequence's cells are padded to 256.
@@ -109,11 +105,18 @@ std::vector<Contestant> open_contestants(const ModelPair& models, const BenchArg
     options.kv_unified = arguments.kv_unified;
     options.n_batch = std::uint32_t(std::max<std::int64_t>(kSeedTokens, std::int64_t(n_prompt) * n_seq));
     options.n_ubatch = options.n_batch;
+    return options;
+}
+
+std::vector<Contestant> open_contestants(const ModelPair& models, const BenchArguments& arguments,
+                                         int n_seq) {
     // One token, always the same: generation.
     const std::vector<llama_token> step_tokens =
-        n_prompt == 1 ? std::vector<llama_token>{5} : some_tokens(std::size_t(n_prompt), models.n_vocab());
+        arguments.n_prompt == 1 ? std::vector<llama_token>{5}
+                                : some_tokens(std::size_t(arguments.n_prompt), models.n_vocab());
     std::vector<Contestant> contestants;
-    for (ModelPair::NamedContext& context : models.open_contexts(options, arguments))
+    for (ModelPair::NamedContext& context :
+         models.open_contexts(context_options(arguments, n_seq), arguments))
         contestants.push_back({std::move(context), n_seq, step_tokens});
     return contestants;
 }
@@ -162,6 +165,8 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
     report.description = models.description();
     report.weight_bytes = models.weight_bytes();
     ReadBandwidth bandwidth(machine.rotation_bytes, arguments.n_threads);
+    const int most = *std::max_element(arguments.n_parallel.begin(), arguments.n_parallel.end());
+    models.check_memory(arguments, context_options(arguments, most).n_ctx, arguments.depths.back());
     bandwidth.choose_pattern(3);
     for (const int n_seq : arguments.n_parallel) {
         std::vector<Contestant> contestants = open_contestants(models, arguments, n_seq);

@@ -5,9 +5,7 @@
 #include <stdexcept>
 
 #include "common/command_line.h"
-#include "common/cpu_topology.h"
 #include "common/resident_memory.h"
-#include "mixed-kv-bench/read_bandwidth.h"
 
 namespace mixed_kv::tools {
 
@@ -34,14 +32,16 @@ std::uint64_t ModelPair::our_cache_bytes() const {
     return c.hot_bytes + c.cold_bytes + c.overlay_bytes + c.pinned_bytes;
 }
 
-void ModelPair::check_memory(std::uint32_t n_ctx, std::size_t n_contexts) const {
+void ModelPair::check_memory(const BenchArguments& arguments, std::int64_t n_ctx,
+                             std::int64_t state_tokens) const {
     const llama_model* model = ours_.get();
     const int n_head = llama_model_n_head(model);
     if (n_head == 0) return;
     const double row = 2.0 * llama_model_n_layer(model) * llama_model_n_head_kv(model) *
                        (double(llama_model_n_embd(model)) / n_head);
-    // Every context in FP16, and one state beside them while it is filled, twice while it is extended.
-    const double needed = row * 2 * double(n_ctx) * double(n_contexts + 2);
+    // All in FP16.
+    const double n_contexts = 1.0 + double(arguments.host_types.size());
+    const double needed = row * 2 * (n_contexts * double(n_ctx) + double(state_tokens));
     if (needed > double(available_memory_bytes())) {
         throw std::runtime_error(
             fmt::format("contexts of {} tokens need about {} MiB and {} are available; fewer tokens or "
@@ -52,7 +52,6 @@ void ModelPair::check_memory(std::uint32_t n_ctx, std::size_t n_contexts) const 
 
 std::vector<ModelPair::NamedContext> ModelPair::open_contexts(ContextOptions options,
                                                               const BenchArguments& arguments) const {
-    check_memory(options.n_ctx, 1 + arguments.host_types.size());
     options.n_threads = options.n_threads_batch = arguments.n_threads;
     options.shared_pool = pool_.get();
     options.flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -69,16 +68,6 @@ std::vector<llama_token> some_tokens(std::size_t n, std::int32_t n_vocab) {
     std::vector<llama_token> tokens(n);
     for (std::size_t i = 0; i < n; ++i) tokens[i] = llama_token((i * 7919 + 11) % std::size_t(n_vocab));
     return tokens;
-}
-
-BenchMachine describe_machine(const BenchArguments& arguments) {
-    BenchMachine machine;
-    machine.cpu = cpu_model_name();
-    machine.isa = arguments.isa;
-    machine.n_threads = arguments.n_threads;
-    machine.last_level_cache_bytes = last_level_cache_bytes();
-    set_rotation(machine, arguments);
-    return machine;
 }
 
 }  // namespace mixed_kv::tools

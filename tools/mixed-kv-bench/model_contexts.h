@@ -28,17 +28,19 @@ class ModelPair {
     // Of the plugin's caches, as they are stored now.
     std::uint64_t our_cache_bytes() const;
 
+    // Throws std::runtime_error when memory would not hold contexts of n_ctx tokens for ours and all host
+    // types, and beside them one saved state of state_tokens.
+    void check_memory(const BenchArguments& arguments, std::int64_t n_ctx, std::int64_t state_tokens) const;
+
     struct NamedContext {
         std::string name;  // host type, or "ours"
         std::unique_ptr<Context> context;
     };
     // Ours first, then one per host type, all on one thread pool. options: without types. Throws
-    // std::runtime_error when memory would not hold them all, or one of them fails.
+    // std::runtime_error when one of them fails.
     std::vector<NamedContext> open_contexts(ContextOptions options, const BenchArguments& arguments) const;
 
   private:
-    void check_memory(std::uint32_t n_ctx, std::size_t n_contexts) const;
-
     Plugin plugin_;
     ModelHandle ours_, host_;
     ThreadPool pool_;
@@ -46,8 +48,5 @@ class ModelPair {
 
 // Always the same ones.
 std::vector<llama_token> some_tokens(std::size_t n, std::int32_t n_vocab);
-
-// The machine as far as it is known before anything is measured.
-BenchMachine describe_machine(const BenchArguments& arguments);
 
 }  // namespace mixed_kv::tools

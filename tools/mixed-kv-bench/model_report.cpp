@@ -33,15 +33,7 @@ Json to_json(const ModelReport& report) {
         add_spread(item, "tokens_per_second", c.tokens_per_second);
         item["kv_bytes"] = c.kv_bytes;
         if (report.n_prompt == 1) item["tokens_per_second_ceiling"] = rounded(c.tokens_per_second_ceiling, 6);
-        item["host"] = Json::object();
-        item["host_quartiles"] = Json::object();
-        item["speedup"] = Json::object();
-        for (const std::string& type : host_types(report.cases)) {
-            const Spread& host = c.host.at(type);
-            item["host"][type] = rounded(host.median, 6);
-            item["host_quartiles"][type] = {rounded(host.q1, 6), rounded(host.q3, 6)};
-            item["speedup"][type] = rounded(c.speedup(type), 6);
-        }
+        add_host(item, c);
         json["cases"].push_back(std::move(item));
     }
     json["smallest_speedup"] = smallest_speedup_json(report.cases);
@@ -50,22 +42,21 @@ Json to_json(const ModelReport& report) {
 
 std::string to_csv(const ModelReport& report) {
     std::string text =
-        "mode,isa,threads,read_bandwidth,n_prompt,n_parallel,depth,k,v,tokens_per_second,q1,q3,kv_bytes,"
-        "ceiling";
+        "mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,q1,q3,kv_bytes,ceiling";
     const std::vector<std::string> types = host_types(report.cases);
     for (const std::string& type : types)
         text += fmt::format(",host_{}_tokens_per_second,speedup_{}", type, type);
-    text += "\n";
+    text += ",n_parallel,kv_unified,window,sinks\n";
     for (const ModelCase& c : report.cases) {
-        text += fmt::format("model,{},{},{:.6g},{},{},{},{},{},{:.6g},{:.6g},{:.6g},{},", report.machine.isa,
-                            report.machine.n_threads, report.machine.read_bandwidth, report.n_prompt,
-                            c.n_parallel, c.depth, c.k, c.v, c.tokens_per_second.median,
-                            c.tokens_per_second.q1, c.tokens_per_second.q3, c.kv_bytes);
+        text += fmt::format("model,{},{},{:.6g},{},{},{},{},{:.6g},{:.6g},{:.6g},{},", report.machine.isa,
+                            report.machine.n_threads, report.machine.read_bandwidth, report.n_prompt, c.depth,
+                            c.k, c.v, c.tokens_per_second.median, c.tokens_per_second.q1,
+                            c.tokens_per_second.q3, c.kv_bytes);
         if (report.n_prompt == 1) text += fmt::format("{:.6g}", c.tokens_per_second_ceiling);
         for (const std::string& type : types) {
             text += fmt::format(",{:.6g},{:.6g}", c.host.at(type).median, c.speedup(type));
         }
-        text += "\n";
+        text += fmt::format(",{},{},{},{}\n", c.n_parallel, report.kv_unified, report.window, report.sinks);
     }
     return text;
 }

@@ -14,6 +14,8 @@ namespace mixed_kv::tools {
 
 namespace {
 
+constexpr int kWarmUpTokens = 2;  // of Context::warm_up(), in one batch
+
 struct Contestant {
     ModelPair::NamedContext named;
     std::vector<std::vector<double>> seconds;  // [ubatch][run]
@@ -87,8 +89,10 @@ PromptReport run_prompt_bench(const BenchArguments& arguments) {
     report.weight_bytes = models.weight_bytes();
     check_context(models.ours(), arguments);
     ContextOptions options;
-    options.n_ctx = std::uint32_t(arguments.n_prompt + arguments.n_gen);
-    options.n_batch = options.n_ubatch = std::uint32_t(arguments.n_ubatch);
+    options.n_ctx = std::uint32_t(std::max(arguments.n_prompt + arguments.n_gen, kWarmUpTokens));
+    options.n_batch = std::uint32_t(std::max(arguments.n_ubatch, kWarmUpTokens));
+    options.n_ubatch = std::uint32_t(arguments.n_ubatch);
+    models.check_memory(arguments, options.n_ctx, 0);
     const int n_ubatches = (arguments.n_prompt + arguments.n_ubatch - 1) / arguments.n_ubatch;
     std::vector<Contestant> contestants;
     for (ModelPair::NamedContext& context : models.open_contexts(options, arguments))
@@ -106,9 +110,9 @@ PromptReport run_prompt_bench(const BenchArguments& arguments) {
         for (int u = 0; u < n_ubatches; ++u) {
             const int first = u * arguments.n_ubatch;
             const int n = std::min(arguments.n_ubatch, arguments.n_prompt - first);
-            for (std::size_t i = 0; i < contestants.size(); ++i) {
-                // Everybody comes after everybody else in turn.
-                Contestant& c = contestants[(i + std::size_t(u + run)) % contestants.size()];
+            // Always in this order: each finds the CPU's caches as another has left them, never as it left
+            // them itself.
+            for (Contestant& c : contestants) {
                 const double seconds = seconds_of(c.context(), tokens.data() + first, n);
                 c.seconds[std::size_t(u)].push_back(seconds);
                 c.prompt_seconds.back() += seconds;

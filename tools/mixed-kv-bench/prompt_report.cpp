@@ -28,10 +28,6 @@ std::string verdict(const PromptReport& report, const std::string& type) {
                        slower == 1 ? "1 ubatch is" : fmt::format("{} ubatches are", slower), type);
 }
 
-std::string printable(const std::string& text) {
-    return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
 }  // namespace
 
 Json to_json(const PromptReport& report) {
@@ -53,12 +49,7 @@ Json to_json(const PromptReport& report) {
     for (const PromptUbatch& u : report.ubatches) {
         Json item = {{"depth", u.depth}, {"n_tokens", u.n_tokens}};
         add_spread(item, "seconds", u.seconds);
-        item["host"] = item["host_quartiles"] = item["speedup"] = Json::object();
-        for (const auto& [type, host] : u.host) {
-            item["host"][type] = rounded(host.median, 6);
-            item["host_quartiles"][type] = {rounded(host.q1, 6), rounded(host.q3, 6)};
-            item["speedup"][type] = rounded(u.speedup(type), 6);
-        }
+        add_host(item, u);
         json["ubatches"].push_back(std::move(item));
     }
     json["smallest_speedup"] = smallest_speedup_json(report.ubatches);
@@ -74,14 +65,14 @@ std::string to_csv(const PromptReport& report) {
     std::string text = "mode,isa,threads,k,v,n_prompt,n_ubatch,depth,n_tokens,seconds,q1,q3";
     const std::vector<std::string> types = host_types(report.ubatches);
     for (const std::string& type : types) text += fmt::format(",host_{}_seconds,speedup_{}", type, type);
-    text += "\n";
+    text += ",runs,window,sinks\n";
     for (const PromptUbatch& u : report.ubatches) {
         text += fmt::format("prompt,{},{},{},{},{},{},{},{},{:.6g},{:.6g},{:.6g}", report.machine.isa,
                             report.machine.n_threads, report.k, report.v, report.n_prompt, report.n_ubatch,
                             u.depth, u.n_tokens, u.seconds.median, u.seconds.q1, u.seconds.q3);
         for (const std::string& type : types)
             text += fmt::format(",{:.6g},{:.6g}", u.host.at(type).median, u.speedup(type));
-        text += "\n";
+        text += fmt::format(",{},{},{}\n", report.n_runs, report.window, report.sinks);
     }
     return text;
 }
@@ -125,7 +116,7 @@ std::string to_table(const PromptReport& report, bool markdown) {
     if (report.n_gen > 0) {
         const auto said = [&](const std::string& name, const PromptReader& reader) {
             lines.push_back(fmt::format("Text after it, {}, {:.2f} tokens/s: {}\n", name,
-                                        reader.generation_tokens_per_second.median, printable(reader.text)));
+                                        reader.generation_tokens_per_second.median, dumped(reader.text)));
         };
         said("ours", report.ours);
         for (const std::string& type : types) said("host " + type, report.host.at(type));

@@ -8,6 +8,10 @@ namespace mixed_kv::tools {
 
 double rounded(double value, int digits) { return std::stod(fmt::format("{:.{}g}", value, digits)); }
 
+std::string dumped(const Json& json, int indent) {
+    return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 Json machine_json(const BenchMachine& m) {
     return {{"cpu", m.cpu},
             {"threads", m.n_threads},

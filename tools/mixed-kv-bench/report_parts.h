@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -15,8 +16,22 @@ using Json = nlohmann::ordered_json;
 using Row = std::vector<std::string>;
 
 double rounded(double value, int digits);
+// As text, in one line without an indent. What is no UTF-8 is replaced: generated text may be any bytes.
+std::string dumped(const Json& json, int indent = -1);
 Json machine_json(const BenchMachine& m);
 void add_spread(Json& json, const char* name, const Spread& s);
+
+// The host's medians and quartiles, and our speed-ups over them, by type. spread: from an entry of c.host.
+template <typename Case, typename Projection = std::identity>
+void add_host(Json& json, const Case& c, Projection spread = {}) {
+    for (const char* name : {"host", "host_quartiles", "speedup"}) json[name] = Json::object();
+    for (const auto& [type, entry] : c.host) {
+        const Spread& host = std::invoke(spread, entry);
+        json["host"][type] = rounded(host.median, 6);
+        json["host_quartiles"][type] = {rounded(host.q1, 6), rounded(host.q3, 6)};
+        json["speedup"][type] = rounded(c.speedup(type), 6);
+    }
+}
 
 std::string aligned(const Row& header, const std::vector<Row>& rows, bool markdown);
 std::string machine_lines(const BenchMachine& m);

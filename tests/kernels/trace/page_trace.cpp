@@ -6,12 +6,14 @@
 // scripts/estimate-kernels.py turns them into cycles. The program steps through itself. An instruction that
 // this CPU does not know is recorded and skipped, so no result is right; what is executed depends on the
 // results in a few places only, and there as if all were zero: no second pass, no new maximum. FORMAT is a
-// cold format or f16; not q3 or q2 for K, whose pages of zeros are no blocks.
+// cold format or f16; not q3 or q2 for K, whose pages of zeros are no blocks. N_ROWS are query rows of one
+// head, at most one tile of them.
 
 #include <signal.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +24,7 @@
 #include "attention/item_runner.h"
 #include "kernels/isa_list.h"
 #include "mixed_kv/cold_format.h"
+#include "mixed_kv/error.h"
 
 namespace {
 
@@ -34,6 +37,11 @@ std::uintptr_t trace[kMaxInstructions];  // what is executed next, each time
 std::size_t n_traced = 0;
 
 constexpr greg_t kTrapFlag = 0x100;
+
+[[noreturn]] void fail(const char* what, const char* which = "") {
+    std::fprintf(stderr, "page-trace: %s%s\n", what, which);
+    std::_Exit(1);
+}
 
 // Length of a VEX or EVEX instruction.
 std::size_t length(const std::uint8_t* code) {
@@ -50,7 +58,7 @@ std::size_t length(const std::uint8_t* code) {
             at = 2;
             break;
         default:
-            std::_Exit(3);  // some other illegal instruction
+            fail("an illegal instruction that is neither VEX nor EVEX");
     }
     const int opcode = code[at++], modrm = code[at++];
     const int mod = modrm >> 6, rm = modrm & 7;
@@ -125,7 +133,7 @@ void clear_result(const std::uint8_t* code, ucontext_t& context) {
 }
 
 void record(std::uintptr_t next) {
-    if (n_traced == kMaxInstructions) std::_Exit(4);
+    if (n_traced == kMaxInstructions) fail("too many instructions");
     trace[n_traced++] = next;
 }
 
@@ -144,10 +152,7 @@ void on_unknown(int, siginfo_t*, void* context) {
 }
 
 // An address that went through an instruction which is skipped and not among those carried out above.
-void on_fault(int, siginfo_t*, void*) {
-    std::fputs("page-trace: lost an address in skipped instructions\n", stderr);
-    std::_Exit(5);
-}
+void on_fault(int, siginfo_t*, void*) { fail("lost an address in skipped instructions"); }
 
 void handle(int signal, void (*handler)(int, siginfo_t*, void*)) {
     struct sigaction action {};
@@ -170,20 +175,18 @@ struct Cache {
     std::vector<Page> pages;
     PageTable table;
 
-    Cache(KvRole role, std::string_view format_name, int head_dim) : pages(kPages) {
+    Cache(KvRole role, const ColdFormat* format, int head_dim) : pages(kPages) {
         table.layout.shape = {1, head_dim};
         table.layout.role = role;
         std::size_t bytes = table.layout.head_bytes() * kPageTokens;
-        for (int i = 0; const ColdFormat& format : cold_formats()) {
-            if (format_name == format.name) {
-                table.layout.format = &format;
-                table.layout.format_index = i;
-                table.layout.block_bytes = bytes = format.block_bytes(role, head_dim);
-            }
-            ++i;
+        if (format != nullptr) {
+            table.layout.format = format;
+            table.layout.format_index = int(format - cold_formats().data());
+            table.layout.block_bytes = bytes = format->block_bytes(role, head_dim);
         }
         memory.resize(kPages * bytes + 64);
         std::byte* first = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
+        if (format != nullptr) format->check_block(role, head_dim, first);
         for (int i = 0; i < kPages; ++i) {
             pages[std::size_t(i)].state = is_cold() ? PageState::cold : PageState::hot;
             pages[std::size_t(i)].written = ~std::uint64_t{0};
@@ -195,7 +198,7 @@ struct Cache {
     bool is_cold() const { return table.layout.format != nullptr; }
 };
 
-void run(kernels::KernelSet set, std::string_view k_format, std::string_view v_format, int head_dim,
+void run(kernels::KernelSet set, const ColdFormat* k_format, const ColdFormat* v_format, int head_dim,
          int n_rows) {
     set.scale = [](float*, std::ptrdiff_t, float) noexcept {};  // a new maximum, which is rare
     const Cache k(KvRole::key, k_format, head_dim), v(KvRole::value, v_format, head_dim);
@@ -213,6 +216,7 @@ void run(kernels::KernelSet set, std::string_view k_format, std::string_view v_f
     mask_pages.classify(args.mask, 1, args.n_q, args.n_kv);
     attention::Plan plan;
     plan.build(args, mask_pages, 1);
+    if (plan.items().size() != 1) fail("N_ROWS: more than a tile");
 
     attention::Sizes sizes;
     sizes.max_rows = plan.max_rows();
@@ -244,18 +248,42 @@ void run(kernels::KernelSet set, std::string_view k_format, std::string_view v_f
         if (calls > 0 && (calls - 1) / calls_per_page == kTracedPage && trace[i] != trace[i - 1])
             std::printf("%zx\n", std::size_t(trace[i]));
     }
+    if (calls <= kTracedPage * calls_per_page) fail("the key kernel was not reached");
+}
+
+const kernels::KernelSet& set_named(const char* name) {
+    for (const kernels::KernelSet* set : kernels::kKernelSets) {
+        if (std::string_view(name) == set->name) return *set;
+    }
+    fail("this build has no ISA ", name);
+}
+
+// nullptr: f16.
+const ColdFormat* format_named(const char* name) {
+    const ColdFormat* format = find_cold_format(name);
+    if (format == nullptr && std::string_view(name) != "f16") fail("unknown format ", name);
+    return format;
+}
+
+int number(const char* text, int most) {
+    const char* end = text + std::strlen(text);
+    int n = 0;
+    if (std::from_chars(text, end, n).ptr != end || n < 1 || n > most) fail("no such number: ", text);
+    return n;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc == 6) {
-        for (const kernels::KernelSet* set : kernels::kKernelSets) {
-            if (std::string_view(argv[1]) != set->name) continue;
-            run(*set, argv[2], argv[3], std::atoi(argv[4]), std::atoi(argv[5]));
-            return 0;
-        }
+    if (argc != 6) {
+        std::fprintf(stderr, "usage: page-trace ISA K_FORMAT V_FORMAT HEAD_DIM N_ROWS\n");
+        return 2;
     }
-    std::fprintf(stderr, "usage: page-trace ISA K_FORMAT V_FORMAT HEAD_DIM N_ROWS\n");
-    return 2;
+    try {
+        run(set_named(argv[1]), format_named(argv[2]), format_named(argv[3]),
+            number(argv[4], kernels::kMaxHeadDim), number(argv[5], kPages * kPageTokens));
+    } catch (const Error& error) {  // zeros are no block
+        fail(error.what());
+    }
+    return 0;
 }
