@@ -122,25 +122,27 @@ TEST(Dispatch, RequiredInstructionSetsArePresent) {
     }
 }
 
-// active_kernel_set() reads the environment once per process, so each value is tried in a child.
+// Says which set MIXED_KV_ISA=value selects, or why none. active_kernel_set() reads the environment once per
+// process, so each value is tried in a child.
+[[noreturn]] void select(const char* value) {
+    setenv("MIXED_KV_ISA", value, 1);
+    try {
+        std::fprintf(stderr, "active %s", active_kernel_set().name);
+    } catch (const Error& error) {
+        std::fprintf(stderr, "%s", error.what());
+    }
+    std::exit(0);
+}
+
 TEST(DispatchDeathTest, EnvironmentForcesASet) {
     ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
-    const auto run = [](const char* value) {
-        setenv("MIXED_KV_ISA", value, 1);
-        try {
-            std::fprintf(stderr, "active %s", active_kernel_set().name);
-        } catch (const Error& error) {
-            std::fprintf(stderr, "%s", error.what());
-        }
-        std::exit(0);
-    };
-    EXPECT_EXIT(run("scalar"), ::testing::ExitedWithCode(0), "active scalar");
-    EXPECT_EXIT(run(""), ::testing::ExitedWithCode(0), "active " + std::string(supported_isas().front()));
-    EXPECT_EXIT(run("bogus"), ::testing::ExitedWithCode(0),
+    EXPECT_EXIT(select("scalar"), ::testing::ExitedWithCode(0), "active scalar");
+    EXPECT_EXIT(select(""), ::testing::ExitedWithCode(0), "active " + std::string(supported_isas().front()));
+    EXPECT_EXIT(select("bogus"), ::testing::ExitedWithCode(0),
                 "MIXED_KV_ISA: unknown instruction set 'bogus'.*scalar");
     for (const std::string_view isa : compiled_isas()) {
         const std::string name(isa);
-        EXPECT_EXIT(run(name.c_str()), ::testing::ExitedWithCode(0),
+        EXPECT_EXIT(select(name.c_str()), ::testing::ExitedWithCode(0),
                     is_supported(isa) ? "active " + name
                                       : "MIXED_KV_ISA: this CPU, or its operating system, cannot run '" +
                                             name + "'.*scalar");
@@ -173,13 +175,7 @@ TEST(DispatchDeathTest, WithoutPermissionForTilesTheNextSetIsTaken) {
             std::fprintf(stderr, "no seccomp");
             std::exit(1);
         }
-        setenv("MIXED_KV_ISA", value, 1);
-        try {
-            std::fprintf(stderr, "active %s", active_kernel_set().name);
-        } catch (const Error& error) {
-            std::fprintf(stderr, "%s", error.what());
-        }
-        std::exit(0);
+        select(value);
     };
     EXPECT_EXIT(run(""), ::testing::ExitedWithCode(0), "active avx512");
     EXPECT_EXIT(run("amx"), ::testing::ExitedWithCode(0), "cannot run 'amx'; it can run: avx512");
