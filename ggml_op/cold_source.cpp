@@ -173,7 +173,11 @@ void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor
         }
     }
     for (std::size_t i = 0; i < cold_at_.size(); ++i) {
-        pages_[std::size_t(cold_at_[i])].data = cold_.data() + i * cold_bytes;
+        Page& page = pages_[std::size_t(cold_at_[i])];
+        page.n_blocks = 1;
+        page.first.data = cold_.data() + i * cold_bytes;
+        page.first.cells = ~page.overlay;
+        page.first.format = static_cast<std::uint8_t>(layout_.format_index);
     }
     row_targets_.clear();
     for (const std::int64_t cell : row_cell) {

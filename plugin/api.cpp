@@ -88,7 +88,19 @@ int page(const ggml_tensor* t, int64_t stream, int64_t index, mixed_kv_page* out
     const PageTable table = place.entry->tensor->pages(int(place.stream));
     if (index < 0 || index >= table.n_pages) return 0;
     const Page& p = table.pages[index];
-    *out = {to_api(p.state), p.written, p.overlay, p.data, p.overlay_rows, p.shift_groups != 0 ? 1 : 0};
+    *out = {};
+    out->state = to_api(p.state);
+    out->written = p.written;
+    out->overlay = p.overlay;
+    out->data = p.data;
+    out->overlay_rows = p.overlay_rows;
+    static_assert(MIXED_KV_MAX_BLOCKS == Page::kMaxBlocks);
+    out->n_blocks = p.n_blocks;
+    for (int i = 0; i < p.n_blocks; ++i) {
+        const PageBlock& block = p.block(i);
+        out->blocks[i] = {block.data, block.cells, block.rotation, cold_formats()[block.format].code_bits};
+    }
+    out->shift_pending = p.shift_groups != 0 ? 1 : 0;
     return 1;
 }
 

@@ -17,7 +17,7 @@ extern "C" {
 
 #define MIXED_KV_REG_NAME "mixed-kv"
 #define MIXED_KV_DEVICE_NAME "MixedKV"
-#define MIXED_KV_API_VERSION 2
+#define MIXED_KV_API_VERSION 3
 
 struct ggml_tensor;
 
@@ -47,14 +47,25 @@ enum mixed_kv_cell {
     MIXED_KV_CELL_PINNED = 4,
 };
 
+// 64 rows in a cold format. Cell t of the page, if it is one of `cells`, is row (t - rotation) mod 64.
+struct mixed_kv_block {
+    const void* data;  // [n_head][block_bytes]
+    uint64_t cells;
+    int32_t rotation;
+    int32_t code_bits;  // of its format: "q4" has 4
+};
+
+#define MIXED_KV_MAX_BLOCKS 4
+
 // One page as stored, for traces and tests (docs/data-layout.md). Pointers are valid until the next compute.
 struct mixed_kv_page {
     int32_t state;             // MIXED_KV_CELL_EMPTY, _HOT, _COLD or _PINNED
     uint64_t written;          // bit t: cell 64 * page + t holds a row
     uint64_t overlay;          // bit t: its row is in overlay_rows
-    const void* data;          // hot fp16 [n_head][64][head_dim]; cold [n_head][block_bytes]; pinned fp16
-                               // [64][n_head][head_dim]
-    const void* overlay_rows;  // fp16 [popcount(overlay)][n_head][head_dim]
+    const void* data;          // hot fp16 [n_head][64][head_dim]; pinned fp16 [64][n_head][head_dim]
+    const void* overlay_rows;  // cold: fp16 [popcount(overlay)][n_head][head_dim]
+    int32_t n_blocks;          // cold: rows that are not in overlay_rows
+    struct mixed_kv_block blocks[MIXED_KV_MAX_BLOCKS];
     int32_t shift_pending;  // cold keys: a K-shift is still to be applied to what the blocks decode to; rows
                             // read through ggml_backend_tensor_get() have it
 };

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +13,9 @@ namespace mixed_kv {
 
 namespace kernels {
 struct KernelSet;
+}
+namespace cache {
+struct RowClasses;
 }
 class PageArena;
 class WindowTracker;
@@ -26,16 +30,23 @@ class WindowTracker;
 // its end; and in host writes, which happen between graphs. Not thread-safe beyond that; owners lock (one
 // lock per ggml buffer). Const members may run in parallel with each other.
 //
-// A page freezes when every cell of it is written, none is in the tracker's window and the write at hand
-// leaves it alone. Its sinks become overlay rows. Rows written into a cold page become overlay rows, too: no
-// row that nobody wrote is encoded a second time, except when 16 overlay rows have left the window; then the
-// page is encoded anew. A page all of whose rows are in the overlay is hot again (promotion) without
-// decoding.
+// A row is quantized once at the most. What it decodes to then stays, bit for bit, until somebody writes that
+// row, whatever is written, removed, copied or shifted around it (docs/adr/0022-a-row-is-rounded-once.md):
+//   - A page freezes when every cell of it is written, none is in the tracker's window and the write at hand
+//     leaves it alone. Sinks, and rows far larger than the others, become overlay rows.
+//   - Blocks never change. A row written into a cold page becomes an overlay row. When no cell of the page is in
+//     the window and overlay rows that were never encoded are worth a block, they get one of their own.
+//   - A block that holds no more rows than its bytes would in FP16 gives them to the overlay as they decode, and
+//     they stay there. A page without blocks is hot again.
+//   - Rows that a host writes (a restored state) are encoded by 64 in the order in which they come, wherever
+//     page borders are, so that a state that is saved and restored again finds its codes again.
 //
 // When the arena refuses memory, what was asked for throws Error and the tensor is as before (host access: as
 // after the pages done so far). Freezing then waits.
 class KvTensor {
   public:
+    // Calls job(i) for i = 0 .. n - 1, on any threads, and returns when all have.
+    using Parallel = std::function<void(std::size_t n, const std::function<void(std::size_t)>& job)>;
     struct Config {
         KvRole role = KvRole::key;
         std::int64_t n_cells = 0;  // per stream
@@ -45,6 +56,7 @@ class KvTensor {
         const kernels::KernelSet* kernels = nullptr;
         PageArena* arena = nullptr;        // shared by the tensors of a buffer; outlives them
         WindowTracker* tracker = nullptr;  // shared by the tensors of a cache; null only when format is null
+        Parallel parallel = {};            // for host writes; empty: the calling thread does all
     };
     explicit KvTensor(const Config& config);  // throws Error for impossible values
     ~KvTensor();
@@ -76,22 +88,23 @@ class KvTensor {
     // --- host access: byte ranges of the logical fp16 array [n_stream * n_cells][row_elements]
     // ------------------- Ranges beyond the end throw Error. Any alignment.
     void write_bytes(std::size_t offset, const void* data,
-                     std::size_t size);  // freezes as it goes; on_restore()
+                     std::size_t size);  // encodes as it goes; on_restore()
     void fill_bytes(std::size_t offset, std::uint8_t value, std::size_t size);  // zero: releases what it can
     void read_bytes(std::size_t offset, void* data, std::size_t size) const;
     // Decoded rows (values in their own basis), dense [n][row_elements]. Global cells.
     void read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) const;
     // Rows from another tensor (or this one, overlapping as memmove does) of equal row size; whole pages are
     // cloned as they are, without decoding. Global cells. Calls on_copy() of a shared tracker.
-    // Rows copied one by one freeze with a later write.
+    // Rows copied one by one are exact; those that were not encoded where they come from freeze with a later
+    // write.
     void copy_rows(const KvTensor& from, std::int64_t from_cell, std::int64_t to_cell, std::int64_t n);
     void clear() noexcept;  // every page becomes empty (pinned: rows become zero)
 
     // --- K-shift, of keys that are not pinned -------------------------------------------------------------
     // plan_shift() reserves whatever may be refused and changes nothing; then commit_shift() cannot fail, or
     // abandon_shift() forgets the plan. Exact rows (hot, overlay) are turned in place and rounded to fp16, as
-    // the host does. Blocks stay bit for bit and take note of their turn, unless a page would have more than
-    // PageShift::kMaxGroups groups: it is encoded anew. Nothing else may happen in between.
+    // the host does. Blocks stay bit for bit and take note of their turn; a page that would have more than
+    // PageShift::kMaxGroups groups becomes hot, its rows as they decode. Nothing else may happen in between.
     void plan_shift(const KeyShift& shift);
     void commit_shift() noexcept;
     void abandon_shift() noexcept;
@@ -114,18 +127,23 @@ class KvTensor {
     };
     Memory memory() const noexcept;
     struct Counters {
-        std::uint64_t freezes = 0, reencodes = 0, promotions = 0;
+        std::uint64_t freezes = 0;     // hot pages that became cold
+        std::uint64_t reencodes = 0;   // further blocks, of rows written into cold pages
+        std::uint64_t promotions = 0;  // cold pages that became hot
+        std::uint64_t retired = 0;     // blocks whose last rows became exact
     };
     const Counters& counters() const noexcept { return counters_; }
     const Config& config() const noexcept { return config_; }
 
   private:
     struct Work;   // what begin_write plans and the jobs do
-    struct Bytes;  // source of a host write
+    struct Bytes;    // source of a host write
+    struct Restore;  // rows that a host writes one after the other
+    struct Change;   // what can become of a page
     enum PageFlag : std::uint8_t {
         kListed = 1,   // in candidates_
         kSuspect = 2,  // holds a value that the codec may refuse: try before freezing
-        kRefused = 4,  // the codec refused; not tried again until a row is written
+        kRefused = 4,  // its rows cannot be encoded; not tried again until one is written
     };
 
     int rows_in_page(std::int64_t page) const noexcept;
@@ -136,10 +154,18 @@ class KvTensor {
     }
     std::size_t overlay_bytes(std::uint64_t cells) const noexcept;
     std::uint32_t page_of(std::int64_t global_cell) const noexcept;
+    std::int64_t first_cell_of(std::uint32_t index) const noexcept;  // global
     void check_range(const char* what, std::size_t offset, std::size_t size) const;
+
+    // Rows in FP16 that take the memory of a block.
+    int block_rows() const noexcept {
+        return static_cast<int>((cold_bytes() + layout_.row_bytes() - 1) / layout_.row_bytes());
+    }
 
     // Storage of one page.
     void release_storage(Page& page) noexcept;
+    void release_block(const PageBlock& block) noexcept;
+    void drop_block_cells(std::uint32_t index, std::uint64_t cells) noexcept;
     void make_empty(std::uint32_t index) noexcept;
     std::byte* allocate_hot();
     fp16_t* allocate_overlay(std::uint64_t cells);
@@ -149,19 +175,23 @@ class KvTensor {
     void promote(std::uint32_t index, std::uint64_t cells, std::byte* hot) noexcept;
     bool overlay_fits(const Page& page, std::uint64_t cells) const noexcept;
     void grow_overlay(Page& page, std::uint64_t cells, fp16_t* rows) noexcept;
+    void copy_exact_rows(const Page& from, const Page& to, std::uint64_t cells) const noexcept;
+    void put_row(const Page& page, int token, const fp16_t* row) const noexcept;
     std::byte* row_target(const Page& page, int token, std::ptrdiff_t& head_stride_bytes) const noexcept;
-    void decode_rows(const Page& page, int first, int n, fp16_t* rows, float* scratch) const noexcept;
+    void decode_rows(std::uint32_t index, int first, int n, fp16_t* rows, float* scratch) const noexcept;
     std::size_t scratch_floats() const noexcept;
 
     // Freezing (kv_freeze.cpp).
-    bool ready_to_freeze(std::uint32_t index, std::uint64_t& keep, bool& drop) const noexcept;
+    Change judge(std::uint32_t index);
+    cache::RowClasses classes_of(const Page& page, std::uint64_t cells) const noexcept;
     void plan_freezes();
-    bool plan_freeze(std::uint32_t index, std::uint64_t keep);
+    bool plan_freeze(std::uint32_t index, const Change& change);
+    bool encodes_now(std::size_t freeze);
+    void release_planned(std::size_t freeze) noexcept;
     void commit_freezes() noexcept;
     void run_encode(std::size_t job) noexcept;
-    bool encode_head(std::size_t freeze, int head, float* scratch) noexcept;
+    bool encode_head(std::size_t freeze, int block, int head, float* scratch) noexcept;
     void finish_freezes() noexcept;
-    void freeze_now();
     static constexpr std::uint32_t kNoPage = UINT32_MAX;
 
     // Graph writes (kv_write.cpp).
@@ -176,23 +206,32 @@ class KvTensor {
     void each_page(std::size_t offset, std::size_t size, Fn&& fn) const;
     void open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole);
     void write_page(std::uint32_t index, std::size_t first_byte, std::size_t size, const Bytes& source);
-    void write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows);
+    void write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows, std::uint64_t settled);
+    void store_bytes(std::size_t offset, const std::byte* data, std::size_t size);
     void zero_page(std::uint32_t index, std::size_t first_byte, std::size_t size);
     bool is_zero_row(const Page& page, int token) const noexcept;
+    // Restored rows in groups of 64 (kv_restore.cpp).
+    using RowsOfGroup = std::function<const fp16_t*(std::int64_t first_cell)>;
+    std::vector<std::int64_t> note_restored(std::int64_t first_cell, std::int64_t n_rows,
+                                            std::int64_t first_whole);
+    void encode_groups(const std::vector<std::int64_t>& groups, const RowsOfGroup& rows_of);
+    void encode_stored_groups();
+    bool is_in_window(std::int64_t first_cell) const noexcept;
+    bool attach_group(std::int64_t first_cell, std::uint64_t counted, std::byte*& data, const fp16_t* rows);
+    void attach_block(std::uint32_t index, const PageBlock& block, std::uint64_t exact, const fp16_t* rows);
     bool clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index);
 
     // K-shift (kv_shift.cpp).
     struct ShiftPlan;
     bool plan_groups(std::uint32_t index);
-    void plan_encoding(std::uint32_t index);
     bool turn_row(fp16_t* row, std::uint32_t kind) noexcept;
     struct Turned {
         bool any = false, has_large = false;
     };
     Turned turn_exact_rows(std::uint32_t index) noexcept;
-    void encode_turned(std::uint32_t index, std::byte* hot) noexcept;
+    void make_hot(std::uint32_t index, std::byte* hot, fp16_t* rows, float* scratch) noexcept;
     const float* pending_turn(std::uint32_t index, int token) const noexcept;
-    void join_largest_group(std::uint32_t index, std::uint64_t cells) noexcept;
+    void forget_turns(std::uint32_t index, std::uint64_t cells) noexcept;
 
     Config config_;
     PageLayout layout_;
@@ -208,6 +247,7 @@ class KvTensor {
     Counters counters_;
     std::unique_ptr<Work> work_;
     std::unique_ptr<ShiftPlan> shift_plan_;
+    std::unique_ptr<Restore> restore_;
 };
 
 }  // namespace mixed_kv

@@ -40,10 +40,12 @@ class WindowTracker {
     // n_kv cells from cell 0. Query i of stream s belongs to token s * n_q + i of on_write when counts agree.
     void on_mask(std::uint64_t epoch, const MaskView& mask, int first_stream, int n_stream, std::int64_t n_q,
                  std::int64_t n_kv);
-    // Rows written from outside a graph (state restore): cells become unprotected except the last `window` of
-    // the range; the first `sinks` of a range longer than window + sinks become sinks (a shorter range stays
-    // protected as a whole). A range of the same tensor that begins where the one before ended continues it.
-    void on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor = nullptr);
+    // Rows written from outside a graph (state restore), the rows of a sequence in its order, at any cells: they
+    // become unprotected except the last `window` of them; the first `sinks` of more than window + sinks become
+    // sinks (fewer stay protected as a whole). Calls for one tensor and stream continue each other until a graph,
+    // or a write of another tensor, comes between, or one begins again at the first cell. Whether this call
+    // continued one.
+    bool on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor = nullptr);
     // Copies what is known of the source cells (stream copy). Overlapping ranges behave like memmove.
     void on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells);
     void clear();
@@ -63,7 +65,7 @@ class WindowTracker {
 
   private:
     void begin_graph();
-    void forget_restore() noexcept;
+    void restore_cell(std::int64_t cell);
     std::uint32_t next_order();
     void renumber();
     void touch(std::int64_t cell);
@@ -86,8 +88,17 @@ class WindowTracker {
     std::uint64_t mask_epoch_ = UINT64_MAX;
     std::uint32_t order_ = 0;
     std::uint32_t graph_ = 0;                             // evidence of the current graph
-    std::int64_t restore_first_ = -1, restore_end_ = -1;  // the restore in progress, global cells
-    const void* restored_tensor_ = nullptr;
+    // The restore in progress.
+    struct Run {
+        bool is_open = false;
+        const void* tensor = nullptr;
+        int stream = -1;
+        std::int64_t first_cell = -1;     // global
+        std::int64_t n_rows = 0;
+        std::vector<std::int64_t> held;   // global cells that it protects, in order, from first_held on
+        std::size_t first_held = 0;
+    };
+    Run run_;
     // Scratch of one mask: cells the query sees, cells any processed query saw, cells in some window. [pages]
     std::vector<std::uint64_t> visible_, seen_, keep_;
     std::vector<std::uint32_t> orders_;

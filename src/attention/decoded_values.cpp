@@ -1,4 +1,5 @@
 // Values decoded to float first: where no kernel takes them as they are stored.
+#include <algorithm>
 #include <bit>
 
 #include "attention/item_runner.h"
@@ -10,16 +11,13 @@ namespace mixed_kv::attention {
 void ItemRunner::values_to_float(const PageStep& step) noexcept {
     const PageTable& table = values();
     const Page& page = *step.v;
-    // A key block decodes whole rows, also where V is narrower.
-    const int width = args_.v_is_k ? args_.head_dim_k : args_.head_dim_v;
-    const kernels::DecodeArgs decode{page_data(table, page, tile_->head_kv, width, step.n_tokens), s_.values,
-                                     sizes_.v_stride, false};
     if (is_fp16(page)) {
-        set_.decode_f16(decode);
+        set_.decode_f16({fp16_data(table, page, tile_->head_kv, args_.head_dim_v, step.n_tokens), s_.values,
+                         sizes_.v_stride, false});
         return;
     }
-    const kernels::FormatKernels& format = set_.formats[table.layout.format_index];
-    (args_.v_is_k ? format.decode_key : format.decode_value)(decode);
+    // A key block decodes whole rows, also where V is narrower.
+    decode_blocks(page, args_.v_is_k ? args_.head_dim_k : args_.head_dim_v);
     if (page.shift_groups != 0) turn_decoded_keys(page, step.page);
     if (page.overlay == 0) return;
     const kernels::PageData overlay = overlay_data(table, page, tile_->head_kv, args_.head_dim_v);
@@ -28,6 +26,29 @@ void ItemRunner::values_to_float(const PageStep& step) noexcept {
         float* out = s_.values + std::countr_zero(rest) * sizes_.v_stride;
         set_.fp16_to_fp32(reinterpret_cast<const fp16_t*>(row), out, args_.head_dim_v);
         if (sizes_.v_rotation > 1) set_.hadamard(out, args_.head_dim_v, sizes_.v_rotation);
+    }
+}
+
+// The rows of a cold page's blocks at their cells; cells that have none read as zero.
+void ItemRunner::decode_blocks(const Page& page, int width) noexcept {
+    const PageTable& table = values();
+    const auto decode = [&](const PageBlock& block, float* out) {
+        const kernels::FormatKernels& format = set_.formats[block.format];
+        (args_.v_is_k ? format.decode_key : format.decode_value)(
+            {block_data(table, block, tile_->head_kv, width), out, sizes_.v_stride, false});
+    };
+    if (page.is_plain()) {
+        decode(page.first, s_.values);
+        return;
+    }
+    std::fill_n(s_.values, sizes_.v_stride * kPageTokens, 0.0f);
+    for (int i = 0; i < page.n_blocks; ++i) {
+        const PageBlock& block = page.block(i);
+        decode(block, s_.block);
+        for (std::uint64_t rest = block.cells; rest != 0; rest &= rest - 1) {
+            const int t = std::countr_zero(rest);
+            std::copy_n(s_.block + block.row_of(t) * sizes_.v_stride, width, s_.values + t * sizes_.v_stride);
+        }
     }
 }
 

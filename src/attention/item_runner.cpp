@@ -205,6 +205,14 @@ void scatter_columns(const float* packed, std::uint64_t tokens, int n_rows, floa
     }
 }
 
+void take_columns(const float* p, const PageBlock& block, int n_rows, float* out) noexcept {
+    std::fill_n(out, n_rows * kPageTokens, 0.0f);
+    for (std::uint64_t rest = block.cells; rest != 0; rest &= rest - 1) {
+        const int token = std::countr_zero(rest), at = block.row_of(token);
+        for (int row = 0; row < n_rows; ++row) out[row * kPageTokens + at] = p[row * kPageTokens + token];
+    }
+}
+
 void extract_columns(float* p, std::uint64_t tokens, int n_rows, float* packed) noexcept {
     std::fill_n(packed, n_rows * kPageTokens, 0.0f);
     int i = 0;

@@ -52,9 +52,12 @@ class ItemRunner {
     void stored_values(const PageStep& step) noexcept;
     bool fp16_pair(const PageStep& step) const noexcept;
     const std::byte* next_data(const PageTable& table, const PageStep& step, PageState state) const noexcept;
-    void shifted_scores(const PageStep& step) noexcept;  // shifted_keys.cpp
+    void overlay_scores(const Page& page) noexcept;
+    void block_scores(const PageStep& step) noexcept;  // block_keys.cpp
+    void score_cells(const PageBlock& block, std::uint64_t cells, const float* q) noexcept;
     const float* turned_q(const float* turn) noexcept;
     void turn_decoded_keys(const Page& page, std::int64_t index) noexcept;
+    void decode_blocks(const Page& page, int width) noexcept;
     void values_to_float(const PageStep& step) noexcept;  // decoded_values.cpp
     void decoded_values(const PageStep& step) noexcept;
     void visible_values(const PageStep& step) noexcept;
@@ -75,6 +78,8 @@ class ItemRunner {
 
 // scores[r][t] of the cells of `tokens`, taken from packed[r][i], i the cell's rank among the set bits.
 void scatter_columns(const float* packed, std::uint64_t tokens, int n_rows, float* scores) noexcept;
+// p of a block's cells, at the places of their rows; other rows get 0. out: [n_rows][64].
+void take_columns(const float* p, const PageBlock& block, int n_rows, float* out) noexcept;
 // The reverse for p: packed[r][i] = p[r][t], then p[r][t] = 0; packed columns beyond popcount(tokens) become
 // 0.
 void extract_columns(float* p, std::uint64_t tokens, int n_rows, float* packed) noexcept;

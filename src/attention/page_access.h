@@ -20,13 +20,18 @@ inline bool is_fp16(const Page& page) noexcept {
     return page.state == PageState::hot || page.state == PageState::pinned;
 }
 
-// The first head_dim channels of one head, for fp16 pages the first n_tokens cells (a pinned tensor may end
-// inside its last page; cold blocks always hold 64).
-inline kernels::PageData page_data(const PageTable& table, const Page& page, int head, int head_dim,
+// The first head_dim channels of one head of a hot or pinned page: the first n_tokens cells (a pinned tensor may
+// end inside its last page).
+inline kernels::PageData fp16_data(const PageTable& table, const Page& page, int head, int head_dim,
                                    int n_tokens) noexcept {
     const PageLayout& layout = table.layout;
-    return {layout.head_data(page, head), layout.token_stride_bytes(page),
-            is_fp16(page) ? n_tokens : kPageTokens, head_dim};
+    return {layout.head_data(page, head), layout.token_stride_bytes(page), n_tokens, head_dim};
+}
+
+// The same of one head of a block, which always has 64 rows.
+inline kernels::PageData block_data(const PageTable& table, const PageBlock& block, int head,
+                                    int head_dim) noexcept {
+    return {table.layout.head_data(block, head), 0, kPageTokens, head_dim};
 }
 
 // The overlay rows of one head as one short fp16 page: token i is the i-th set bit of page.overlay.

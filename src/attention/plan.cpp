@@ -26,7 +26,8 @@ constexpr int kMergeRows = 4;  // rows of one merge job
 // byte.
 std::int64_t page_cost(const PageTable& table, std::int64_t page_index, int head_dim, int rows) noexcept {
     const Page& page = page_at(table, page_index);
-    const std::int64_t work = std::int64_t(kPageTokens) * rows * head_dim / 2;
+    const std::int64_t work =
+        std::int64_t(kPageTokens) * rows * head_dim / 2 * (page.n_blocks > 1 ? page.n_blocks : 1);
     std::int64_t bytes = 0;
     switch (page.state) {
         case PageState::empty:
@@ -36,7 +37,7 @@ std::int64_t page_cost(const PageTable& table, std::int64_t page_index, int head
             bytes = std::int64_t(kPageTokens) * head_dim * 2;
             break;
         case PageState::cold:
-            bytes = std::int64_t(table.layout.block_bytes);
+            bytes = std::int64_t(table.layout.block_bytes) * page.n_blocks;
             // Few pages have an overlay, and a baseline CPU has no instruction that counts bits.
             if (page.overlay != 0)
                 bytes += std::popcount(page.overlay) * std::int64_t(head_dim) * (2 + rows / 2);

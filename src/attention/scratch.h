@@ -63,6 +63,7 @@ struct Scratch {
     float* rescale;    // [max_rows]
     float* slope;      // [max_rows] ALiBi slope of the row's head
     float* values;     // [64][v_stride] decoded values
+    float* block;      // [64][v_stride] those of one of several blocks
     std::byte* kernel;
 
     static std::size_t bytes(const Sizes& s) noexcept { return lay_out(s, nullptr, nullptr); }
@@ -92,6 +93,7 @@ struct Scratch {
         floats(&Scratch::rescale, rows);
         floats(&Scratch::slope, rows);
         floats(&Scratch::values, std::size_t(s.v_stride) * kPageTokens);
+        floats(&Scratch::block, std::size_t(s.v_stride) * kPageTokens);
         std::byte* kernel_scratch = take(s.kernel_bytes);
         if (out != nullptr) out->kernel = kernel_scratch;
         return at;

@@ -1,5 +1,5 @@
-// Kernels read K and V as they are stored, some query rows at a time. The blocks of rows of one page follow
-// each other, so that only the first reads memory.
+// Kernels read K and V as they are stored, some query rows at a time, which follow each other, so that only the
+// first reads memory.
 #include <algorithm>
 #include <bit>
 
@@ -12,36 +12,45 @@ int ItemRunner::rows_per_call(const Page& page) const noexcept {
     return is_fp16(page) ? set_.fp16_rows : set_.max_rows;
 }
 
-// scores[r][t] of one page. Overlay rows of a cold page are scored apart and replace what the block says of
-// these cells.
+// scores[r][t] of one page.
 void ItemRunner::stored_scores(const PageStep& step) noexcept {
-    const PageTable& table = keys();
     const Page& page = *step.k;
-    if (page.shift_groups != 0) {
-        shifted_scores(step);
+    if (!is_fp16(page) && (page.shift_groups != 0 || !page.is_plain())) {
+        block_scores(step);
+        overlay_scores(page);
         return;
     }
-    const auto kernel = is_fp16(page) ? set_.qk_f16 : set_.formats[table.layout.format_index].qk;
+    const PageTable& table = keys();
+    const auto kernel = is_fp16(page) ? set_.qk_f16 : set_.formats[page.first.format].qk;
     const int block = rows_per_call(page);
+    const kernels::PageData data =
+        is_fp16(page) ? fp16_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens)
+                      : block_data(table, page.first, tile_->head_kv, args_.head_dim_k);
     for (int row = 0; row < n_rows_; row += block) {
         const int n_rows = std::min(block, n_rows_ - row);
-        float* scores = s_.scores + row * kPageTokens;
-        kernels::QkArgs qk{page_data(table, page, tile_->head_kv, args_.head_dim_k, step.n_tokens),
+        kernels::QkArgs qk{data,
                            s_.q + row * sizes_.q_stride,
                            sizes_.q_stride,
                            n_rows,
-                           scores,
+                           s_.scores + row * kPageTokens,
                            s_.kernel};
         // FP16 pages wait for memory: while scores are computed the values are fetched, and then the next
         // keys.
         qk.keys.next = fp16_pair(step) ? values().layout.head_data(*step.v, tile_->head_kv)
                                        : next_data(table, step, page.state);
         kernel(qk);
-        if (is_fp16(page) || page.overlay == 0) continue;
-        qk.keys = overlay_data(table, page, tile_->head_kv, args_.head_dim_k);
-        qk.scores = s_.overlay;
-        set_.qk_f16(qk);
-        scatter_columns(s_.overlay, page.overlay, n_rows, scores);
+    }
+    if (!is_fp16(page)) overlay_scores(page);
+}
+
+// Overlay rows are scored apart and replace what the block says of these cells.
+void ItemRunner::overlay_scores(const Page& page) noexcept {
+    if (page.overlay == 0) return;
+    const kernels::PageData data = overlay_data(keys(), page, tile_->head_kv, args_.head_dim_k);
+    for (int row = 0; row < n_rows_; row += set_.max_rows) {
+        const int n_rows = std::min(set_.max_rows, n_rows_ - row);
+        set_.qk_f16({data, s_.q + row * sizes_.q_stride, sizes_.q_stride, n_rows, s_.overlay, s_.kernel});
+        scatter_columns(s_.overlay, page.overlay, n_rows, s_.scores + row * kPageTokens);
     }
 }
 
@@ -49,7 +58,6 @@ void ItemRunner::stored_scores(const PageStep& step) noexcept {
 void ItemRunner::stored_values(const PageStep& step) noexcept {
     const PageTable& table = values();
     const Page& page = *step.v;
-    const auto kernel = is_fp16(page) ? set_.pv_f16 : set_.formats[table.layout.format_index].pv;
     float* sum = value_sum(page);
     const int block = rows_per_call(page);
     for (int row = 0; row < n_rows_; row += block) {
@@ -60,15 +68,25 @@ void ItemRunner::stored_values(const PageStep& step) noexcept {
             set_.pv_f16({overlay_data(table, page, tile_->head_kv, args_.head_dim_v), s_.overlay, n_rows,
                          s_.o + row * sizes_.o_stride, sizes_.o_stride, s_.kernel});
         }
-        kernels::PvArgs pv{page_data(table, page, tile_->head_kv, args_.head_dim_v, step.n_tokens),
-                           p,
-                           n_rows,
-                           sum + row * sizes_.o_stride,
-                           sizes_.o_stride,
-                           s_.kernel};
-        pv.values.next = next_data(fp16_pair(step) ? keys() : table, step, page.state);
+        kernels::PvArgs pv{{}, p, n_rows, sum + row * sizes_.o_stride, sizes_.o_stride, s_.kernel};
         pv.mass = s_.l + row;
-        kernel(pv);
+        if (is_fp16(page)) {
+            pv.values = fp16_data(table, page, tile_->head_kv, args_.head_dim_v, step.n_tokens);
+            pv.values.next = next_data(fp16_pair(step) ? keys() : table, step, page.state);
+            set_.pv_f16(pv);
+            continue;
+        }
+        const bool is_plain = page.is_plain();
+        for (int i = 0; i < page.n_blocks; ++i) {
+            const PageBlock& part = page.block(i);
+            pv.values = block_data(table, part, tile_->head_kv, args_.head_dim_v);
+            pv.values.next = next_data(table, step, page.state);
+            if (!is_plain) {
+                take_columns(p, part, n_rows, s_.overlay);
+                pv.p = s_.overlay;
+            }
+            set_.formats[part.format].pv(pv);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "cache/kv_work.h"
 #include "cache/overlay.h"
+#include "cache/restore.h"
 #include "cache/row_values.h"
 #include "kernels/contract.h"
 #include "mixed_kv/error.h"
@@ -22,7 +23,7 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     const bool same_shape = layout_.shape == from.layout_.shape && layout_.role == from.layout_.role;
     if (pinned() || from.pinned() || valid_cells(to_index) != from.valid_cells(from_index)) return false;
     if (source.state != PageState::empty && !same_shape) return false;
-    if (source.state == PageState::cold && (layout_.format != from.layout_.format || !shape_known_))
+    if (source.state == PageState::cold && (layout_.block_bytes != from.layout_.block_bytes || !shape_known_))
         return false;
     // Groups name turns of their own tensor.
     if (source.shift_groups != 0 && &from != this) return false;
@@ -31,18 +32,26 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
         copy.data = allocate_hot();
         std::memcpy(copy.data, source.data, hot_bytes());
     } else if (source.state == PageState::cold) {
-        copy.data = config_.arena->allocate(cold_bytes());
+        copy.n_blocks = 0;
+        copy.more = nullptr;
+        copy.overlay_rows = nullptr;
+        copy.overlay = 0;
         try {
+            if (source.n_blocks > 1) copy.more = new PageBlock[Page::kMaxBlocks - 1];
+            for (int i = 0; i < source.n_blocks; ++i) {
+                PageBlock block = source.block(i);
+                block.users = nullptr;
+                block.data = config_.arena->allocate(cold_bytes());
+                std::memcpy(block.data, source.block(i).data, cold_bytes());
+                copy.block(copy.n_blocks++) = block;
+            }
             copy.overlay_rows = allocate_overlay(source.overlay);
-        } catch (const Error&) {
-            config_.arena->release(copy.data, cold_bytes());
+            copy.overlay = source.overlay;
+        } catch (...) {
+            release_storage(copy);
             throw;
         }
-        std::memcpy(copy.data, source.data, cold_bytes());
-        for_each_cell(source.overlay, [&](int t) {
-            std::ptrdiff_t stride = 0;
-            std::memcpy(row_target(copy, t, stride), row_target(source, t, stride), layout_.row_bytes());
-        });
+        copy_exact_rows(source, copy, source.overlay);
     }
     release_storage(pages_[to_index]);
     pages_[to_index] = copy;
@@ -93,12 +102,18 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
         const bool whole_page =
             to % config_.n_cells % kPageTokens == 0 && to + count == page_end(*this, to) &&
             source % from.config_.n_cells % kPageTokens == 0 && source + count == page_end(from, source);
-        candidates_.reserve(candidates_.size() + 1);
+        candidates_.reserve(candidates_.size() + 3);
         if (whole_page && clone_page(from, from.page_of(source), index)) continue;
         rows.resize(static_cast<std::size_t>(count * config_.row_elements));
         from.read_rows(source, count, rows.data());
-        write_page_rows(index, static_cast<int>(to % config_.n_cells % kPageTokens), static_cast<int>(count),
-                        rows.data());
+        const auto in_page = static_cast<int>(to % config_.n_cells % kPageTokens);
+        std::uint64_t settled = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            const Page& page = from.pages_[from.page_of(source + i)];
+            const auto cell = static_cast<int>((source + i) % from.config_.n_cells % kPageTokens);
+            settled |= (page.settled >> cell & 1) << (in_page + i);
+        }
+        write_page_rows(index, in_page, static_cast<int>(count), rows.data(), settled);
     }
 }
 
@@ -107,22 +122,22 @@ void KvTensor::pin(std::byte* base) {
     std::vector<float> scratch(scratch_floats());
     for (std::size_t i = 0; i < pages_.size(); ++i) {
         Page& page = pages_[i];
-        const auto index = static_cast<std::int64_t>(i);
-        const std::int64_t in_stream = index % pages_per_stream_;
-        const std::int64_t first_cell = index / pages_per_stream_ * config_.n_cells + in_stream * kPageTokens;
-        std::byte* rows = base + static_cast<std::size_t>(first_cell) * layout_.row_bytes();
+        const auto index = static_cast<std::uint32_t>(i);
+        std::byte* rows = base + static_cast<std::size_t>(first_cell_of(index)) * layout_.row_bytes();
         if (page.state != PageState::empty) {
-            decode_rows(page, 0, rows_in_page(in_stream), reinterpret_cast<fp16_t*>(rows), scratch.data());
+            decode_rows(index, 0, rows_in_page(index % pages_per_stream_), reinterpret_cast<fp16_t*>(rows),
+                        scratch.data());
         }
         release_storage(page);
+        const std::uint64_t written = page.written;
+        page = {};
         page.state = PageState::pinned;
+        page.written = written;
         page.data = rows;
-        page.overlay = 0;
-        page.overlay_rows = nullptr;
-        page.shift_groups = 0;
         flags_[i] = 0;
     }
     candidates_.clear();
+    restore_.reset();
     shifts_ = std::vector<PageShift>();
     turns_ = PendingTurns{};
     pinned_base_ = base;

@@ -4,6 +4,7 @@
 
 #include "cache/kv_work.h"
 #include "cache/overlay.h"
+#include "cache/restore.h"
 #include "cache/row_values.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/kv_tensor.h"
@@ -59,32 +60,33 @@ void KvTensor::each_page(std::size_t offset, std::size_t size, Fn&& fn) const {
 // completely; the others keep their present values until then.
 void KvTensor::open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t whole) {
     Page& page = pages_[index];
-    candidates_.reserve(candidates_.size() + 1);
+    candidates_.reserve(candidates_.size() + 3);
     if (page.state == PageState::empty) {
         std::byte* hot = allocate_hot();
         std::memset(hot, 0, hot_bytes());
         page.state = PageState::hot;
         page.data = hot;
-    } else if (page.state == PageState::cold) {
-        const std::uint64_t decoded = cells & ~whole & ~page.overlay;
-        if (decoded == 0 && promotes(index, cells)) {
-            promote(index, whole, allocate_hot());
-        } else {
-            std::vector<fp16_t> rows;
-            if (decoded != 0) {
-                rows.resize(hot_bytes() / sizeof(fp16_t));
-                std::vector<float> scratch(scratch_floats());
-                decode_rows(page, 0, kPageTokens, rows.data(), scratch.data());
-            }
-            fp16_t* overlay = overlay_fits(page, cells) ? nullptr : allocate_overlay(page.overlay | cells);
-            grow_overlay(page, cells, overlay);
-            for_each_cell(decoded, [&](int t) {
-                std::ptrdiff_t stride = 0;
-                std::memcpy(row_target(page, t, stride), rows.data() + t * config_.row_elements,
-                            layout_.row_bytes());
-            });
-        }
+        return;
     }
+    if (page.state != PageState::cold) return;
+    const std::uint64_t kept = cells & ~whole & ~page.overlay;
+    if (kept == 0 && promotes(index, cells)) {
+        promote(index, whole, allocate_hot());
+        return;
+    }
+    std::vector<fp16_t> rows;
+    if (kept != 0) {
+        rows.resize(hot_bytes() / sizeof(fp16_t));
+        std::vector<float> scratch(scratch_floats());
+        decode_rows(index, 0, kPageTokens, rows.data(), scratch.data());
+    }
+    fp16_t* overlay = overlay_fits(page, cells) ? nullptr : allocate_overlay(page.overlay | cells);
+    grow_overlay(page, cells, overlay);
+    for_each_cell(kept, [&](int t) {
+        put_row(page, t, rows.data() + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
+    });
+    drop_block_cells(index, cells);
+    forget_turns(index, cells);
 }
 
 // Stores bytes first_byte .. first_byte + size of a page, as dense rows.
@@ -124,10 +126,13 @@ void KvTensor::write_page(std::uint32_t index, std::size_t first_byte, std::size
     if (suspect) flags_[index] |= kSuspect;
 }
 
-void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows) {
+// settled: those of the cells whose rows are not to be encoded again.
+void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16_t* rows,
+                               std::uint64_t settled) {
     write_page(index, static_cast<std::size_t>(first) * layout_.row_bytes(),
                static_cast<std::size_t>(n) * layout_.row_bytes(),
-               {reinterpret_cast<const std::byte*>(rows), 0});
+                   {reinterpret_cast<const std::byte*>(rows), 0});
+    if (!pinned()) pages_[index].settled |= settled;
 }
 
 void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t size) {
@@ -140,31 +145,33 @@ void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t siz
         return;
     }
     const std::size_t row_bytes = layout_.row_bytes();
-    if (config_.tracker != nullptr) {
-        // A row counts with the write that brings its last byte, so that ranges in sequence are rows in
-        // sequence.
-        const auto first_row = static_cast<std::int64_t>(offset / row_bytes);
-        const auto end_row = static_cast<std::int64_t>((offset + size) / row_bytes);
-        config_.tracker->on_restore(first_row, end_row - first_row, this);
+    // A row counts with the write that brings its last byte, so that ranges in sequence are rows in sequence.
+    const auto first_row = static_cast<std::int64_t>((offset + row_bytes - 1) / row_bytes);
+    const auto first_done = static_cast<std::int64_t>(offset / row_bytes);
+    const auto end_row = static_cast<std::int64_t>((offset + size) / row_bytes);
+    const auto* bytes = static_cast<const std::byte*>(data);
+    // Whole groups are encoded from where they are, without being stored first.
+    const std::vector<std::int64_t> groups = note_restored(first_done, end_row - first_done, first_row);
+    std::size_t done = 0;
+    for (const std::int64_t group : groups) {
+        const std::size_t at = static_cast<std::size_t>(group) * row_bytes - offset;
+        store_bytes(offset + done, bytes + done, at - done);
+        done = at + kPageTokens * row_bytes;
     }
-    // Pages freeze as they fill, so that a restore needs little more than the cold form. Those still to come
-    // do not.
-    const auto first = static_cast<std::int64_t>(offset / row_bytes);
-    const auto last = static_cast<std::int64_t>((offset + size - 1) / row_bytes);
-    struct Marks {
-        KvTensor& tensor;
-        std::uint32_t first, last;
-        void set(std::uint64_t value) const noexcept {
-            std::fill_n(tensor.touched_.begin() + first, last - first + 1, value);
-        }
-        ~Marks() { set(0); }
-    } const marks{*this, page_of(first), page_of(last)};
-    marks.set(1);
+    store_bytes(offset + done, bytes + done, size - done);
+    encode_groups(groups, [&](std::int64_t group) {
+        return reinterpret_cast<const fp16_t*>(bytes + static_cast<std::size_t>(group) * row_bytes - offset);
+    });
+    encode_stored_groups();
+}
+
+// Bytes of the logical array, as exact rows that are not to be encoded.
+void KvTensor::store_bytes(std::size_t offset, const std::byte* data, std::size_t size) {
     each_page(offset, size, [&](std::uint32_t index, std::size_t at_page, std::size_t at, std::size_t n) {
-        write_page(index, at_page, n, {static_cast<const std::byte*>(data) + at, 0});
-        const auto page_rows = static_cast<std::size_t>(rows_in_page(index % pages_per_stream_));
-        if (at_page + n == page_rows * row_bytes) touched_[index] = 0;
-        freeze_now();
+        write_page(index, at_page, n, {data + at, 0});
+        const auto first = static_cast<int>(at_page / layout_.row_bytes());
+        const auto last = static_cast<int>((at_page + n - 1) / layout_.row_bytes());
+        pages_[index].settled |= cell_range(first, last - first + 1);
     });
 }
 
@@ -190,7 +197,9 @@ void KvTensor::zero_page(std::uint32_t index, std::size_t first_byte, std::size_
         const std::size_t row_begin = static_cast<std::size_t>(t) * row_bytes;
         const std::size_t from = std::max(first_byte, row_begin), to = std::min(end, row_begin + row_bytes);
         write_page(index, from, to - from, {nullptr, 0});
-        if (is_zero_row(page, t)) page.written &= ~cell;  // also when its zeros came in pieces
+        if (!is_zero_row(page, t)) continue;
+        page.written &= ~cell;  // also when its zeros came in pieces
+        page.settled &= ~cell;
     }
     if (page.written == 0) make_empty(index);
 }
@@ -236,9 +245,8 @@ void KvTensor::read_rows(std::int64_t first_cell, std::int64_t n, fp16_t* rows) 
         const auto in_page = static_cast<int>(first_cell % config_.n_cells % kPageTokens);
         const auto count =
             static_cast<int>(std::min<std::int64_t>(n, rows_in_page(index % pages_per_stream_) - in_page));
-        const Page& page = pages_[index];
-        if (page.state == PageState::cold) scratch.resize(scratch_floats());
-        decode_rows(page, in_page, count, rows, scratch.data());
+        if (pages_[index].state == PageState::cold) scratch.resize(scratch_floats());
+        decode_rows(index, in_page, count, rows, scratch.data());
         rows += static_cast<std::ptrdiff_t>(count) * config_.row_elements;
         first_cell += count;
         n -= count;

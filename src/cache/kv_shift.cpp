@@ -87,23 +87,25 @@ void KvTensor::plan_shift(const KeyShift& shift) {
             plan.kind_keeps_length.push_back(keeps_length(turn, shift.pairs.n_pairs) ? 1 : 0);
         }
         for (std::uint32_t index = 0; index < pages_.size(); ++index) {
-            if (pages_[index].state == PageState::cold && !plan_groups(index)) plan_encoding(index);
+            if (pages_[index].state != PageState::cold || plan_groups(index)) continue;
+            plan.rows.resize(hot_bytes() / sizeof(fp16_t));
+            plan.floats.resize(scratch_floats());
+            plan.thaws.push_back({index, nullptr});
+            plan.thaws.back().hot = allocate_hot();
         }
-        candidates_.reserve(candidates_.size() + plan.encodings.size());
+        candidates_.reserve(candidates_.size() + plan.thaws.size());
     } catch (...) {
         abandon_shift();
         throw;
     }
 }
 
-// The groups that a cold page will have. False when it must be encoded anew instead.
+// The groups that a cold page will have. False when they are too many.
 bool KvTensor::plan_groups(std::uint32_t index) {
     ShiftPlan& plan = *shift_plan_;
     const Page& page = pages_[index];
-    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
-                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
-    const std::uint32_t* kinds = plan.shift.kinds + first_cell;
-    const std::uint64_t block = valid_cells(index) & ~page.overlay;
+    const std::uint32_t* kinds = plan.shift.kinds + first_cell_of(index);
+    const std::uint64_t block = page.block_cells();
     // Cells by what they had and what they get.
     struct Group {
         std::uint32_t before, kind;
@@ -150,40 +152,24 @@ bool KvTensor::plan_groups(std::uint32_t index) {
     return true;
 }
 
-// Reserves what encoding a page anew takes.
-void KvTensor::plan_encoding(std::uint32_t index) {
-    ShiftPlan& plan = *shift_plan_;
-    plan.rows.resize(hot_bytes() / sizeof(fp16_t));
-    plan.floats.resize(scratch_floats());
-    plan.blocks.resize(cold_bytes() + 63);
-    decode_rows(pages_[index], 0, rows_in_page(index % pages_per_stream_), plan.rows.data(),
-                plan.floats.data());
-    bool large = false;
-    for_each_cell(valid_cells(index), [&](int t) {
-        large |= cache::has_large_value(plan.rows.data() + t * config_.row_elements, config_.row_elements);
-    });
-    plan.encodings.push_back({index, nullptr});
-    if (large) plan.encodings.back().hot = allocate_hot();
-}
-
 void KvTensor::abandon_shift() noexcept {
     if (shift_plan_ == nullptr) return;
-    for (const auto& encoding : shift_plan_->encodings) config_.arena->release(encoding.hot, hot_bytes());
+    for (const auto& thaw : shift_plan_->thaws) config_.arena->release(thaw.hot, hot_bytes());
     shift_plan_.reset();
 }
 
 void KvTensor::commit_shift() noexcept {
     if (shift_plan_ == nullptr) return;
     ShiftPlan& plan = *shift_plan_;
-    for (auto& encoding : plan.encodings) {
-        encode_turned(encoding.page, encoding.hot);
-        encoding.hot = nullptr;
+    for (auto& thaw : plan.thaws) {
+        make_hot(thaw.page, thaw.hot, plan.rows.data(), plan.floats.data());
+        thaw.hot = nullptr;
     }
     for (std::uint32_t index = 0; index < pages_.size(); ++index) {
         Page& page = pages_[index];
         if (page.state == PageState::empty) continue;
         const Turned turned = turn_exact_rows(index);
-        page.shift_groups = plan.n_groups[index];
+        page.shift_groups = page.state == PageState::cold ? plan.n_groups[index] : 0;
         if (turned.any && (flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
         if (turned.has_large) flags_[index] |= kSuspect;
     }
@@ -211,8 +197,7 @@ bool KvTensor::turn_row(fp16_t* row, std::uint32_t kind) noexcept {
 KvTensor::Turned KvTensor::turn_exact_rows(std::uint32_t index) noexcept {
     ShiftPlan& plan = *shift_plan_;
     const Page& page = pages_[index];
-    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
-                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
+    const std::int64_t first_cell = first_cell_of(index);
     const std::size_t head_bytes = layout_.head_bytes();
     auto* dense = reinterpret_cast<std::byte*>(plan.rows.data());
     Turned turned;
@@ -226,60 +211,26 @@ KvTensor::Turned KvTensor::turn_exact_rows(std::uint32_t index) noexcept {
         }
         turned.any = true;
         turned.has_large |= turn_row(plan.rows.data(), kind);
-        for (int head = 0; head < layout_.shape.n_head; ++head) {
-            std::memcpy(row + head * stride, dense + static_cast<std::size_t>(head) * head_bytes, head_bytes);
-        }
+        put_row(page, t, plan.rows.data());
     });
     return turned;
 }
 
-// Turns and encodes the block of a cold page; its overlay rows are left to turn_exact_rows(). Given storage,
-// makes the page hot instead, and leaves all rows to that.
-void KvTensor::encode_turned(std::uint32_t index, std::byte* hot) noexcept {
-    ShiftPlan& plan = *shift_plan_;
+// A cold page with its rows as they decode; they are not to be encoded again. rows: [64][row_elements].
+void KvTensor::make_hot(std::uint32_t index, std::byte* hot, fp16_t* rows, float* scratch) noexcept {
     Page& page = pages_[index];
-    const HeadShape& shape = layout_.shape;
-    const auto first_cell = static_cast<std::int64_t>(index / pages_per_stream_) * config_.n_cells +
-                            static_cast<std::int64_t>(index % pages_per_stream_) * kPageTokens;
-    fp16_t* rows = plan.rows.data();
-    std::fill(plan.rows.begin(), plan.rows.end(), fp16_t{0});
-    decode_rows(page, 0, rows_in_page(index % pages_per_stream_), rows, plan.floats.data());
-    if (hot != nullptr) {
-        release_storage(page);
-        page.state = PageState::hot;
-        page.data = hot;
-        page.overlay = 0;
-        page.overlay_rows = nullptr;
-        flags_[index] |= kSuspect;
-        list_candidate(index);
-        std::memset(hot, 0, hot_bytes());
-        for_each_cell(valid_cells(index), [&](int t) {
-            std::ptrdiff_t stride = 0;
-            std::byte* to = row_target(page, t, stride);
-            for (int head = 0; head < shape.n_head; ++head) {
-                std::memcpy(
-                    to + head * stride,
-                    rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements + head * shape.head_dim,
-                    layout_.head_bytes());
-            }
-        });
-        return;
-    }
-    for_each_cell(valid_cells(index), [&](int t) {
-        const std::uint32_t kind = plan.shift.kinds[first_cell + t];
-        if (kind != 0) turn_row(rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements, kind);
-    });
-    const auto& codec = config_.kernels->formats[layout_.format_index];
-    auto* blocks =
-        reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(plan.blocks.data()) + 63) / 64 * 64);
-    // Never refused: the rows were below 1024 before they were turned.
-    for (int head = 0; head < shape.n_head; ++head) {
-        codec.encode_key({rows + head * shape.head_dim, shape.row_elements(), shape.head_dim,
-                          valid_cells(index) & ~page.overlay,
-                          blocks + static_cast<std::size_t>(head) * layout_.block_bytes});
-    }
-    std::memcpy(page.data, blocks, cold_bytes());
-    ++counters_.reencodes;
+    decode_rows(index, 0, kPageTokens, rows, scratch);
+    const std::uint64_t in_blocks = page.block_cells();
+    release_storage(page);
+    const std::uint64_t written = page.written, settled = page.settled;
+    page = {};
+    page.state = PageState::hot;
+    page.data = hot;
+    page.written = written;
+    page.settled = settled | in_blocks;
+    for (int t = 0; t < kPageTokens; ++t) put_row(page, t, rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
+    ++counters_.promotions;
+    list_candidate(index);
 }
 
 // The turn that the key of a block's cell still needs; null when it needs none.
@@ -290,22 +241,9 @@ const float* KvTensor::pending_turn(std::uint32_t index, int token) const noexce
     return nullptr;
 }
 
-// Overlay rows that are about to be encoded take the turn of most of the block's cells.
-void KvTensor::join_largest_group(std::uint32_t index, std::uint64_t cells) noexcept {
-    const Page& page = pages_[index];
-    PageShift& shift = shifts_[index];
-    std::uint64_t as_stored = valid_cells(index) & ~page.overlay;
-    int most = 0, largest = -1;
-    for (std::uint32_t g = 0; g < page.shift_groups; ++g) {
-        shift.cells[g] &= ~cells;
-        const std::uint64_t in_block = shift.cells[g] & ~page.overlay;
-        as_stored &= ~in_block;
-        if (std::popcount(in_block) > most) {
-            most = std::popcount(in_block);
-            largest = static_cast<int>(g);
-        }
-    }
-    if (largest >= 0 && most >= std::popcount(as_stored)) shift.cells[largest] |= cells;
+// These cells' rows are as they read.
+void KvTensor::forget_turns(std::uint32_t index, std::uint64_t cells) noexcept {
+    for (std::uint32_t g = 0; g < pages_[index].shift_groups; ++g) shifts_[index].cells[g] &= ~cells;
 }
 
 }  // namespace mixed_kv

@@ -9,6 +9,7 @@
 
 #include "cache/kv_work.h"
 #include "cache/overlay.h"
+#include "cache/restore.h"
 #include "kernels/contract.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/page_arena.h"
@@ -80,9 +81,10 @@ bool KvTensor::set_head_shape(HeadShape shape) {
     if (layout.format != nullptr)
         layout.block_bytes = layout.format->block_bytes(layout.role, shape.head_dim);
     std::vector<fp16_t> rows(layout.row_bytes() / sizeof(fp16_t) * kPageTokens);
-    for (Page& page : pages_) {
+    for (std::uint32_t index = 0; index < pages_.size(); ++index) {
+        const Page& page = pages_[index];
         if (page.state != PageState::hot) continue;
-        decode_rows(page, 0, kPageTokens, rows.data(), nullptr);
+        decode_rows(index, 0, kPageTokens, rows.data(), nullptr);
         auto* hot = reinterpret_cast<fp16_t*>(page.data);
         for (int head = 0; head < shape.n_head; ++head) {
             for (int t = 0; t < kPageTokens; ++t) {
@@ -118,6 +120,10 @@ std::uint32_t KvTensor::page_of(std::int64_t global_cell) const noexcept {
                                       global_cell % config_.n_cells / kPageTokens);
 }
 
+std::int64_t KvTensor::first_cell_of(std::uint32_t index) const noexcept {
+    return index / pages_per_stream_ * config_.n_cells + index % pages_per_stream_ * kPageTokens;
+}
+
 void KvTensor::check_range(const char* what, std::size_t offset, std::size_t size) const {
     const std::size_t all =
         static_cast<std::size_t>(config_.n_cells * config_.n_stream) * layout_.row_bytes();
@@ -137,11 +143,47 @@ fp16_t* KvTensor::allocate_overlay(std::uint64_t cells) {
     return cells == 0 ? nullptr : reinterpret_cast<fp16_t*>(config_.arena->allocate(overlay_bytes(cells)));
 }
 
+void KvTensor::release_block(const PageBlock& block) noexcept {
+    if (block.users != nullptr) {
+        block.users[1] -= static_cast<std::uint32_t>(std::popcount(block.cells));
+        if (--block.users[0] > 0) return;
+        delete[] block.users;
+    }
+    config_.arena->release(block.data, cold_bytes());
+}
+
 void KvTensor::release_storage(Page& page) noexcept {
     if (page.state == PageState::hot) config_.arena->release(page.data, hot_bytes());
-    if (page.state == PageState::cold) {
-        config_.arena->release(page.data, cold_bytes());
-        config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
+    if (page.state != PageState::cold) return;
+    for (int i = 0; i < page.n_blocks; ++i) release_block(page.block(i));
+    delete[] page.more;
+    config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
+}
+
+// The blocks of a cold page no longer answer for these cells; one without any left is released.
+void KvTensor::drop_block_cells(std::uint32_t index, std::uint64_t cells) noexcept {
+    Page& page = pages_[index];
+    int n_left = 0;
+    for (int i = 0; i < page.n_blocks; ++i) {
+        PageBlock& block = page.block(i);
+        const std::uint64_t gone = block.cells & cells;
+        if (gone != 0 && block.users != nullptr) {
+            block.users[1] -= static_cast<std::uint32_t>(std::popcount(gone));
+            // Whoever shares it may find that it is not worth its memory any more.
+            if (index > 0) list_candidate(index - 1);
+            if (index + 1 < pages_.size()) list_candidate(index + 1);
+        }
+        block.cells &= ~cells;
+        if (block.cells == 0) {
+            release_block(block);
+        } else {
+            page.block(n_left++) = block;
+        }
+    }
+    page.n_blocks = static_cast<std::uint8_t>(n_left);
+    if (n_left <= 1) {
+        delete[] page.more;
+        page.more = nullptr;
     }
 }
 
@@ -153,6 +195,7 @@ void KvTensor::make_empty(std::uint32_t index) noexcept {
 
 void KvTensor::clear() noexcept {
     candidates_.clear();
+    restore_.reset();
     shifts_ = std::vector<PageShift>();
     turns_ = PendingTurns{};
     for (std::size_t i = 0; i < pages_.size(); ++i) {
@@ -187,36 +230,30 @@ void KvTensor::list_candidate(std::uint32_t index) noexcept {
 // Cells got new rows: what the codec once refused may be gone.
 void KvTensor::note_written(std::uint32_t index, std::uint64_t cells) noexcept {
     pages_[index].written |= cells;
+    pages_[index].settled &= ~cells;
     if ((flags_[index] & kRefused) != 0) flags_[index] ^= kRefused | kSuspect;
     list_candidate(index);
 }
 
-// Whether a write of whole rows to these cells leaves nothing of a cold page's block in use.
+// Whether a write of whole rows to these cells leaves nothing in the blocks of a cold page.
 bool KvTensor::promotes(std::uint32_t index, std::uint64_t cells) const noexcept {
     const Page& page = pages_[index];
-    return page.state == PageState::cold && (page.overlay | cells) == valid_cells(index);
+    return page.state == PageState::cold && (page.block_cells() & ~cells) == 0;
 }
 
 void KvTensor::promote(std::uint32_t index, std::uint64_t cells, std::byte* hot) noexcept {
     Page& page = pages_[index];
-    const Page before = page;
+    Page before = page;
     page.state = PageState::hot;
     page.data = hot;
     page.overlay = 0;
     page.overlay_rows = nullptr;
+    page.n_blocks = 0;
+    page.more = nullptr;
     page.shift_groups = 0;
-    if (valid_cells(index) != ~std::uint64_t{0}) std::memset(hot, 0, hot_bytes());
-    for_each_cell(before.overlay & ~cells, [&](int t) {
-        const fp16_t* row =
-            before.overlay_rows + overlay_index(before.overlay, t) * layout_.shape.row_elements();
-        std::ptrdiff_t stride = 0;
-        std::byte* to = row_target(page, t, stride);
-        for (int head = 0; head < layout_.shape.n_head; ++head) {
-            std::memcpy(to + head * stride, row + head * layout_.shape.head_dim, layout_.head_bytes());
-        }
-    });
-    Page released = before;
-    release_storage(released);
+    if ((before.overlay | cells) != ~std::uint64_t{0}) std::memset(hot, 0, hot_bytes());
+    copy_exact_rows(before, page, before.overlay & ~cells);
+    release_storage(before);
     ++counters_.promotions;
 }
 
@@ -246,6 +283,27 @@ void KvTensor::grow_overlay(Page& page, std::uint64_t cells, fp16_t* rows) noexc
     page.overlay = merged;
 }
 
+// Exact rows of these cells, from one page's storage to another's.
+void KvTensor::copy_exact_rows(const Page& from, const Page& to, std::uint64_t cells) const noexcept {
+    for_each_cell(cells, [&](int t) {
+        std::ptrdiff_t from_stride = 0, to_stride = 0;
+        const std::byte* source = row_target(from, t, from_stride);
+        std::byte* target = row_target(to, t, to_stride);
+        for (int head = 0; head < layout_.shape.n_head; ++head) {
+            std::memcpy(target + head * to_stride, source + head * from_stride, layout_.head_bytes());
+        }
+    });
+}
+
+// A dense row into exact storage.
+void KvTensor::put_row(const Page& page, int token, const fp16_t* row) const noexcept {
+    std::ptrdiff_t stride = 0;
+    std::byte* target = row_target(page, token, stride);
+    for (int head = 0; head < layout_.shape.n_head; ++head) {
+        std::memcpy(target + head * stride, row + head * layout_.shape.head_dim, layout_.head_bytes());
+    }
+}
+
 // Where an exact row (hot, overlay, pinned) lies; head_stride_bytes from one head to the next.
 std::byte* KvTensor::row_target(const Page& page, int token,
                                 std::ptrdiff_t& head_stride_bytes) const noexcept {
@@ -269,44 +327,43 @@ std::size_t KvTensor::scratch_floats() const noexcept {
     return static_cast<std::size_t>((layout_.shape.head_dim + 15) / 16 * 16) * kPageTokens;
 }
 
-// Rows first .. first + n - 1 of one of this tensor's pages, dense, in the basis they were written in, every
-// K-shift applied. scratch: scratch_floats(), for cold pages.
-void KvTensor::decode_rows(const Page& page, int first, int n, fp16_t* rows, float* scratch) const noexcept {
+// Rows first .. first + n - 1 of a page, dense, in the basis they were written in, every K-shift applied.
+// scratch: scratch_floats(), for cold pages.
+void KvTensor::decode_rows(std::uint32_t index, int first, int n, fp16_t* rows,
+                           float* scratch) const noexcept {
+    const Page& page = pages_[index];
     const HeadShape& shape = layout_.shape;
     const std::uint64_t wanted = (n == kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1)
                                  << first;
-    if (page.state == PageState::empty) {
-        std::memset(rows, 0, static_cast<std::size_t>(n) * layout_.row_bytes());
-        return;
-    }
     const bool is_cold = page.state == PageState::cold;
-    if (is_cold && (wanted & ~page.overlay) != 0) {
-        const auto& codec = config_.kernels->formats[layout_.format_index];
-        const bool is_key = layout_.role == KvRole::key;
-        const std::ptrdiff_t stride = (shape.head_dim + 15) / 16 * 16;
-        const int rotation = hadamard_size(shape.head_dim);
+    const std::uint64_t exact = page.state == PageState::empty ? 0 : is_cold ? page.overlay : ~std::uint64_t{0};
+    const auto row = [&](int t) { return rows + static_cast<std::ptrdiff_t>(t - first) * shape.row_elements(); };
+    for_each_cell(wanted & ~exact & ~page.block_cells(),
+                  [&](int t) { std::memset(row(t), 0, layout_.row_bytes()); });
+    const bool is_key = layout_.role == KvRole::key;
+    const std::ptrdiff_t stride = (shape.head_dim + 15) / 16 * 16;
+    const int rotation = hadamard_size(shape.head_dim);
+    for (int i = 0; i < page.n_blocks; ++i) {
+        const PageBlock& block = page.block(i);
+        if ((block.cells & wanted) == 0) continue;
+        const auto& codec = config_.kernels->formats[block.format];
         for (int head = 0; head < shape.n_head; ++head) {
-            const kernels::PageData block{layout_.head_data(page, head), 0, kPageTokens, shape.head_dim};
-            (is_key ? codec.decode_key : codec.decode_value)({block, scratch, stride, false});
-            for (int t = first; t < first + n; ++t) {
-                if (!is_key && rotation > 1)
-                    config_.kernels->hadamard(scratch + t * stride, shape.head_dim, rotation);
-                if (page.shift_groups != 0) {
-                    const float* turn = pending_turn(static_cast<std::uint32_t>(&page - pages_.data()), t);
-                    if (turn != nullptr) turn_key(turns_.pairs, turn, scratch + t * stride);
-                }
-                config_.kernels->fp32_to_fp16(
-                    scratch + t * stride, rows + (t - first) * shape.row_elements() + head * shape.head_dim,
-                    shape.head_dim);
-            }
+            const kernels::PageData data{layout_.head_data(block, head), 0, kPageTokens, shape.head_dim};
+            (is_key ? codec.decode_key : codec.decode_value)({data, scratch, stride, false});
+            for_each_cell(block.cells & wanted, [&](int t) {
+                float* decoded = scratch + block.row_of(t) * stride;
+                if (!is_key && rotation > 1) config_.kernels->hadamard(decoded, shape.head_dim, rotation);
+                const float* turn = page.shift_groups != 0 ? pending_turn(index, t) : nullptr;
+                if (turn != nullptr) turn_key(turns_.pairs, turn, decoded);
+                config_.kernels->fp32_to_fp16(decoded, row(t) + head * shape.head_dim, shape.head_dim);
+            });
         }
     }
-    for_each_cell(is_cold ? wanted & page.overlay : wanted, [&](int t) {
+    for_each_cell(wanted & exact, [&](int t) {
         std::ptrdiff_t head_stride = 0;
         const std::byte* from = row_target(page, t, head_stride);
-        fp16_t* to = rows + (t - first) * shape.row_elements();
         for (int head = 0; head < shape.n_head; ++head) {
-            std::memcpy(to + head * shape.head_dim, from + head * head_stride, layout_.head_bytes());
+            std::memcpy(row(t) + head * shape.head_dim, from + head * head_stride, layout_.head_bytes());
         }
     });
 }
@@ -317,16 +374,24 @@ KvTensor::Memory KvTensor::memory() const noexcept {
     memory.bookkeeping = sizeof(*this) + bytes(pages_) + bytes(flags_) + bytes(touched_) +
                          bytes(candidates_) + bytes(shifts_) + bytes(turns_.origins) + bytes(turns_.values) +
                          work_->memory_bytes();
-    const auto add = [&](const Page& page) {
-        if (page.state == PageState::hot) memory.hot += hot_bytes();
-        if (page.state == PageState::cold) memory.cold += cold_bytes();
-        memory.overlay += page.state == PageState::cold ? overlay_bytes(page.overlay) : 0;
-    };
     for (const Page& page : pages_) {
-        add(page);
+        if (page.state == PageState::hot) memory.hot += hot_bytes();
         memory.rows_written += std::popcount(page.written);
+        if (page.state != PageState::cold) continue;
+        memory.overlay += overlay_bytes(page.overlay);
+        // Of a shared block each page counts its part.
+        for (int i = 0; i < page.n_blocks; ++i) {
+            const std::uint32_t* users = page.block(i).users;
+            memory.cold += cold_bytes() / (users == nullptr ? 1 : users[0]);
+            if (users != nullptr) memory.bookkeeping += 2 * sizeof(*users) / users[0];
+        }
+        if (page.more != nullptr) memory.bookkeeping += sizeof(PageBlock) * (Page::kMaxBlocks - 1);
     }
-    for (const auto& freeze : work_->freezes) add(freeze.before);  // between begin_write() and end_write()
+    for (const auto& freeze : work_->freezes) {  // between begin_write() and end_write()
+        if (freeze.before.state == PageState::hot) memory.hot += hot_bytes();
+        if (freeze.before.state == PageState::cold) memory.overlay += overlay_bytes(freeze.before.overlay);
+        memory.cold += static_cast<std::size_t>(freeze.n_retired) * cold_bytes();
+    }
     if (pinned()) {
         const std::size_t size =
             static_cast<std::size_t>(config_.n_cells * config_.n_stream) * layout_.row_bytes();

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cache/row_classes.h"
 #include "mixed_kv/kv_tensor.h"
 
 namespace mixed_kv {
@@ -24,19 +25,23 @@ struct KvTensor::Work {
         std::byte* hot;   // new storage of an empty or promoted page
         fp16_t* overlay;  // new overlay array of a cold page that outgrows its own
     };
-    // A hot page that freezes, or a cold one that is encoded anew. `before` keeps the storage that the encode
-    // jobs read; it is released by finish_freezes().
+    // A page that gets blocks, or gives some up. `before` keeps the storage that the encode jobs read; what of it
+    // is not in `after` is released by finish_freezes().
     struct Freeze {
-        std::uint32_t page;
-        std::uint64_t keep;  // overlay of the result
-        std::byte* block;
-        fp16_t* overlay;
-        Page before;
-        bool encoded;  // already while planning
-        std::uint8_t refused;
+        std::uint32_t page = 0;
+        Page before, after;
+        PageShift shift_before;
+        int n_kept = 0;                 // blocks of `before` that are the first of `after`
+        int n_retired = 0;              // the others of `before`
+        std::uint64_t retired = 0;      // their cells
+        std::vector<fp16_t> rows;       // and rows, [64][row_elements]; those of other cells are not set
+        PageBlock gone[Page::kMaxBlocks];  // [n_retired]
+        bool encoded = false;           // already while planning
+        std::uint8_t refused = 0;
     };
     struct Encode {
         std::uint32_t freeze;
+        int block;  // of `after`
         int first_head, n_heads;
         std::size_t scratch;  // index into floats
         std::uint8_t refused;
@@ -77,6 +82,14 @@ struct KvTensor::Work {
     }
 };
 
+// What can become of a page.
+struct KvTensor::Change {
+    bool drop = false;              // nothing, until it is written again
+    unsigned retire = 0;            // bit i: block i gives its rows up
+    cache::RowClasses new_blocks;   // cells of exact rows to be encoded
+    bool any() const noexcept { return retire != 0 || new_blocks.n != 0; }
+};
+
 // What a planned K-shift will do. Blocks see old turns until the commit.
 struct KvTensor::ShiftPlan {
     // How a turn came about: `kind` of this shift after turn `before`.
@@ -84,9 +97,10 @@ struct KvTensor::ShiftPlan {
         std::uint32_t before, kind;
     };
     static constexpr std::uint32_t kNoTurn = UINT32_MAX;
-    struct Encoding {
+    // A page whose turns are too many to be noted: it becomes hot.
+    struct Thaw {
         std::uint32_t page;
-        std::byte* hot;  // its new storage when the codec may refuse what the page will hold
+        std::byte* hot;
     };
 
     KeyShift shift;
@@ -95,11 +109,10 @@ struct KvTensor::ShiftPlan {
     std::vector<Source> sources;         // of turns
     std::vector<PageShift> shifts;       // [pages]; empty: no page has groups
     std::vector<std::uint8_t> n_groups;  // [pages]
-    std::vector<Encoding> encodings;
+    std::vector<Thaw> thaws;
     // Room for commit_shift().
     std::vector<fp16_t> rows;
     std::vector<float> floats, head;
-    std::vector<std::byte> blocks;
 
     std::uint32_t find_turn(const PendingTurns& old, std::uint32_t before, std::uint32_t kind);
 };

@@ -5,6 +5,7 @@
 
 #include "cache/kv_work.h"
 #include "cache/overlay.h"
+#include "cache/restore.h"
 #include "cache/row_values.h"
 #include "kernels/contract.h"
 #include "mixed_kv/error.h"
@@ -36,6 +37,7 @@ void KvTensor::begin_write(std::span<const std::int64_t> cells, const RowSource&
     work.rows_per_job =
         std::max<std::size_t>(1, kValuesPerJob / static_cast<std::size_t>(config_.row_elements));
     try {
+        restore_.reset();
         gather_touches(cells);
         if (!pinned()) {
             reserve_touches();
@@ -71,7 +73,7 @@ void KvTensor::gather_touches(std::span<const std::int64_t> cells) {
 
 void KvTensor::reserve_touches() {
     Work& work = *work_;
-    candidates_.reserve(candidates_.size() + work.touches.size());
+    candidates_.reserve(candidates_.size() + 3 * work.touches.size());  // neighbours may share a block
     work.reserved.clear();
     work.reserved.reserve(work.touches.size());
     for (auto& touch : work.touches) {
@@ -109,6 +111,8 @@ void KvTensor::commit_touches() noexcept {
             promote(touch.page, touch.cells, touch.hot);
         } else if (page.state == PageState::cold) {
             grow_overlay(page, touch.cells, touch.overlay);
+            drop_block_cells(touch.page, touch.cells);
+            forget_turns(touch.page, touch.cells);
         }
         if (pinned()) {
             page.written |= touch.cells;

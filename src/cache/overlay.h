@@ -10,7 +10,7 @@ namespace mixed_kv::cache {
 // Rows that fit the array of an overlay of n rows. Few sizes, so that arrays are reused and rarely move when
 // rows come one by one; exact for the usual handful of sinks.
 constexpr int overlay_capacity(int n) noexcept {
-    constexpr int kSizes[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    constexpr int kSizes[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64};
     for (const int size : kSizes) {
         if (n <= size) return size;
     }

@@ -54,7 +54,7 @@ void WindowTracker::clear() {
     std::fill(evidence_.begin(), evidence_.end(), 0);
     tokens_.clear();
     order_ = graph_ = 0;
-    forget_restore();
+    run_ = {};
 }
 
 std::int64_t WindowTracker::n_window_cells(int stream) const noexcept {
@@ -65,12 +65,7 @@ std::size_t WindowTracker::memory_bytes() const noexcept {
     const auto bytes = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
     return bytes(window_) + bytes(sinks_) + bytes(n_window_) + bytes(write_order_) + bytes(page_newest_) +
            bytes(evidence_) + bytes(tokens_) + bytes(visible_) + bytes(seen_) + bytes(keep_) +
-           bytes(orders_) + bytes(oldest_);
-}
-
-void WindowTracker::forget_restore() noexcept {
-    restore_first_ = restore_end_ = -1;
-    restored_tensor_ = nullptr;
+           bytes(orders_) + bytes(oldest_) + bytes(run_.held);
 }
 
 // Order is by rank only, so ranks can stand in for the numbers when those run out.
@@ -134,7 +129,7 @@ void WindowTracker::on_write(std::uint64_t epoch, std::span<const std::int64_t> 
     if (epoch == write_epoch_) return;
     write_epoch_ = epoch;
     begin_graph();
-    forget_restore();
+    run_.is_open = false;
     tokens_.assign(cells.begin(), cells.end());
     for (const std::int64_t cell : cells) {
         if (cell >= 0 && cell < config_.n_cells * config_.n_stream) touch(cell);
@@ -282,40 +277,57 @@ void WindowTracker::enforce_bound(int stream) {
     }
 }
 
-void WindowTracker::on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor) {
+bool WindowTracker::on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor) {
     const std::int64_t all = config_.n_cells * config_.n_stream;
     first_cell = std::clamp<std::int64_t>(first_cell, 0, all);
     n_cells = std::clamp<std::int64_t>(n_cells, 0, all - first_cell);
-    if (n_cells == 0) return;
+    const auto stream_of = [&](std::int64_t cell) { return static_cast<int>(cell / config_.n_cells); };
+    const auto begin_run = [&](int stream) {
+        run_.is_open = true;
+        run_.tensor = tensor;
+        run_.stream = stream;
+        run_.first_cell = -1;
+        run_.n_rows = 0;
+        run_.held.clear();
+        run_.first_held = 0;
+    };
+    const bool continues = run_.is_open && run_.tensor == tensor &&
+                           (n_cells == 0 || (stream_of(first_cell) == run_.stream && first_cell != run_.first_cell));
+    if (!continues) begin_run(n_cells == 0 ? -1 : stream_of(first_cell));
+    if (n_cells == 0) return continues;
     begin_graph();
-    while (n_cells > 0) {  // a range may cross streams; each part is a sequence of its own
-        const std::int64_t stream = first_cell / config_.n_cells;
-        const std::int64_t n = std::min(n_cells, (stream + 1) * config_.n_cells - first_cell);
-        const bool continues =
-            tensor == restored_tensor_ && first_cell == restore_end_ && first_cell % config_.n_cells != 0;
-        if (!continues) restore_first_ = first_cell;
-        const std::int64_t end = restore_end_ = first_cell + n;
-        const std::int64_t length = end - restore_first_;
-        const bool is_long = length > std::int64_t{config_.window} + config_.sinks;
-        const std::int64_t protect_from = is_long ? end - config_.window : restore_first_;
-        const std::int64_t sinks_end = is_long ? restore_first_ + config_.sinks : restore_first_;
-        for (std::int64_t cell = first_cell; cell < end; ++cell) touch(cell);
-        // What was protected as the end of the part before gives way to the new end.
-        const std::int64_t judged_from =
-            std::max(restore_first_, first_cell - config_.window - config_.sinks);
-        const auto judge = [&](std::int64_t cell) {
-            const std::int64_t in_stream = cell - stream * config_.n_cells;
-            const auto page = static_cast<std::size_t>(stream * pages_per_stream_ + in_stream / kPageTokens);
-            if (cell < protect_from) set_window(page, window_[page] & ~bit(in_stream));
-            if (cell < sinks_end) sinks_[page] |= bit(in_stream);
-        };
-        for (std::int64_t cell = restore_first_; cell < std::min(sinks_end, judged_from); ++cell) judge(cell);
-        for (std::int64_t cell = judged_from; cell < end; ++cell) judge(cell);
-        enforce_bound(static_cast<int>(stream));
-        first_cell += n;
-        n_cells -= n;
+    for (std::int64_t cell = first_cell; cell < first_cell + n_cells; ++cell) {
+        if (stream_of(cell) != run_.stream) {  // a range may cross streams; each part is a sequence of its own
+            enforce_bound(run_.stream);
+            begin_run(stream_of(cell));
+        }
+        if (run_.first_cell < 0) run_.first_cell = cell;
+        restore_cell(cell);
     }
-    restored_tensor_ = tensor;
+    enforce_bound(run_.stream);
+    return continues;
+}
+
+// The next row of the restore in progress: what was protected as its end gives way to the new end.
+void WindowTracker::restore_cell(std::int64_t cell) {
+    touch(cell);
+    ++run_.n_rows;
+    run_.held.push_back(cell);
+    const std::int64_t most = std::int64_t{config_.window} + config_.sinks;
+    if (run_.n_rows <= most) return;
+    const auto release = [&](bool is_sink) {
+        const std::int64_t held = run_.held[run_.first_held++];
+        const std::int64_t in_stream = held % config_.n_cells;
+        const auto page = static_cast<std::size_t>(run_.stream * pages_per_stream_ + in_stream / kPageTokens);
+        set_window(page, window_[page] & ~bit(in_stream));
+        if (is_sink) sinks_[page] |= bit(in_stream);
+    };
+    for (int i = 0; i < config_.sinks && run_.n_rows == most + 1; ++i) release(true);
+    release(false);
+    if (run_.first_held >= 1024 && run_.first_held >= run_.held.size() / 2) {
+        run_.held.erase(run_.held.begin(), run_.held.begin() + static_cast<std::ptrdiff_t>(run_.first_held));
+        run_.first_held = 0;
+    }
 }
 
 void WindowTracker::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells) {

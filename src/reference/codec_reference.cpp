@@ -1,7 +1,7 @@
 #include "reference/codec_reference.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "mixed_kv/error.h"
 #include "mixed_kv/fp16.h"
@@ -240,12 +240,17 @@ std::vector<double> read_head(const PageTable& table, int head, std::int64_t n_c
                 }
                 break;
             case PageState::cold: {
-                const std::size_t bytes =
-                    block_bytes(layout.format->code_bits, layout.role, layout.shape.head_dim);
-                const std::vector<double> block =
-                    decode_block(layout.format->code_bits, layout.role, layout.shape.head_dim,
-                                 page.data + std::size_t(head) * bytes);
-                std::memcpy(rows, block.data(), n_rows * dim * sizeof(double));
+                for (int i = 0; i < page.n_blocks; ++i) {
+                    const PageBlock& part = page.block(i);
+                    const int bits = cold_formats()[part.format].code_bits;
+                    const std::size_t bytes = block_bytes(bits, layout.role, layout.shape.head_dim);
+                    const std::vector<double> block = decode_block(bits, layout.role, layout.shape.head_dim,
+                                                                   part.data + std::size_t(head) * bytes);
+                    for (std::size_t t = 0; t < n_rows; ++t) {
+                        if ((part.cells >> t & 1) == 0) continue;
+                        std::copy_n(block.data() + std::size_t(part.row_of(int(t))) * dim, dim, rows + t * dim);
+                    }
+                }
                 const fp16_t* overlay = page.overlay_rows;
                 for (std::size_t t = 0; t < 64; ++t) {
                     if ((page.overlay >> t & 1) == 0) continue;

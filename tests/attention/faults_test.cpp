@@ -24,6 +24,9 @@ std::vector<CaseSpec> cases() {
             spec.sinks = true;
             spec.logit_softcap = 20.0f;
             all.push_back(spec);
+            if (spec.k_format == nullptr) continue;
+            spec.k_mix = spec.v_mix = PageMix::blocks;
+            all.push_back(spec);
         }
     }
     return all;

@@ -91,6 +91,31 @@ TEST_P(FlashDecodeIsa, PairsOfFormatsManyRows) {
     }
 }
 
+// Pages of several blocks, rows at other places than their cells, cells that were never written.
+TEST_P(FlashDecodeIsa, SeveralBlocksAPage) {
+    std::uint64_t seed = 300;
+    for (const ColdFormat* k : all_formats()) {
+        for (const std::int64_t n_q : {1, 5, 40}) {
+            for (const bool v_is_k : {false, true}) {
+                SCOPED_TRACE(format_label(k) + (v_is_k ? " MLA" : ""));
+                CaseSpec spec;
+                spec.k_format = k;
+                spec.v_format = all_formats()[seed % all_formats().size()];
+                spec.k_mix = spec.v_mix = PageMix::blocks;
+                spec.n_head = 8;
+                spec.n_head_kv = v_is_k ? 1 : 2;
+                spec.n_kv = 300 + std::int64_t(seed % 70);
+                spec.n_q = n_q;
+                spec.head_dim_k = spec.head_dim_v = seed % 3 == 0 ? 128 : 64;
+                spec.v_is_k = v_is_k;
+                spec.mask = seed % 4 == 0 ? MaskForm::none : MaskForm::holes;
+                spec.seed = seed++;
+                expect_matches_reference(spec, *set_, {1, 3});
+            }
+        }
+    }
+}
+
 // --- the error of the output as a whole
 // -----------------------------------------------------------------------------------
 

@@ -35,13 +35,13 @@ void encode_shifted(KvDriver& cache, std::int64_t index, int shift) {
     for (int head = 0; head < layout.shape.n_head; ++head) {
         const auto& codec = cache.tensor.config().kernels->formats[layout.format_index];
         codec.encode_key({rows.data() + head * 32, row, 32, ~std::uint64_t{0},
-                          page(cache, index).data + static_cast<std::size_t>(head) * layout.block_bytes});
+                          page(cache, index).first.data + static_cast<std::size_t>(head) * layout.block_bytes});
     }
 }
 
 const std::vector<Fault>& faults() {
     static const std::vector<Fault> table = {
-        {"one bit of a cold block", [](KvDriver& c) { page(c, 1).data[700] ^= std::byte{0x10}; }},
+        {"one bit of a cold block", [](KvDriver& c) { page(c, 1).first.data[700] ^= std::byte{0x10}; }},
         {"one bit of a hot row", [](KvDriver& c) { page(c, 5).data[130] ^= std::byte{1}; }},
         {"one bit of an overlay row", [](KvDriver& c) { page(c, 0).overlay_rows[70] ^= 1; }},
         {"a hot row twice", [](KvDriver& c) { std::memcpy(page(c, 5).data, page(c, 5).data + 64, 64); }},
@@ -49,7 +49,7 @@ const std::vector<Fault>& faults() {
         {"two heads swapped",
          [](KvDriver& c) {
              std::vector<std::byte> head(c.tensor.layout().block_bytes);
-             std::byte* data = page(c, 1).data;
+             std::byte* data = page(c, 1).first.data;
              std::memcpy(head.data(), data, head.size());
              std::memcpy(data, data + head.size(), head.size());
              std::memcpy(data + head.size(), head.data(), head.size());
@@ -65,7 +65,7 @@ const std::vector<Fault>& faults() {
         {"a cell forgotten", [](KvDriver& c) { page(c, 5).written &= ~std::uint64_t{1}; }},
         {"a cell invented", [](KvDriver& c) { page(c, 7).written |= std::uint64_t{1} << 63; }},
         {"unwritten rows not zero", [](KvDriver& c) { page(c, 5).data[64 * 63] = std::byte{1}; }},
-        {"two pages swapped", [](KvDriver& c) { std::swap(page(c, 1).data, page(c, 2).data); }},
+        {"two pages swapped", [](KvDriver& c) { std::swap(page(c, 1).first.data, page(c, 2).first.data); }},
         {"frozen by the graph that wrote it",
          [](KvDriver& c) {
              c.model.write_row(64, c.random_fp16(1).data());

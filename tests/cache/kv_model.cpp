@@ -25,22 +25,7 @@ struct AlignedBlocks {
 
 bool has(std::uint64_t cells, int t) { return (cells >> t & 1) != 0; }
 
-// Byte for byte, but for the signs of zeros: a turn may negate those of rows.
-bool same_block(const std::byte* a, const std::byte* b, const PageLayout& layout) {
-    if (std::memcmp(a, b, layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head)) == 0)
-        return true;
-    for (int head = 0; head < layout.shape.n_head; ++head, a += layout.block_bytes, b += layout.block_bytes) {
-        const int bits = layout.format->code_bits, head_dim = layout.shape.head_dim;
-        const formats::BlockReader x(bits, layout.role, head_dim, a), y(bits, layout.role, head_dim, b);
-        for (int i = 0; i < kPageTokens * head_dim; ++i) {
-            const int t = i / head_dim, c = i % head_dim;
-            if (x.code(t, c) != y.code(t, c) || x.scale(t, c) != y.scale(t, c) ||
-                x.offset(t, c) != y.offset(t, c))
-                return false;
-        }
-    }
-    return true;
-}
+bool same(fp16_t a, fp16_t b) { return a == b || ((a | b) & 0x7fff) == 0; }  // a turn may negate zeros
 
 }  // namespace
 
@@ -51,9 +36,9 @@ KvModel::KvModel(const KvTensor& tensor, const WindowTracker* tracker) : tensor_
     const auto n_pages = static_cast<std::size_t>(pages_per_stream_ * config.n_stream);
     rows_.resize(n_cells * static_cast<std::size_t>(config.row_elements));
     ever_written_.resize(n_cells);
+    rounded_.resize(n_cells);
     touched_.resize(n_pages);
-    rewritten_.resize(n_pages);
-    seen_.resize(n_pages);
+    refused_.resize(n_pages);
 }
 
 std::int64_t KvModel::first_cell(std::size_t index) const {
@@ -67,11 +52,26 @@ std::uint64_t KvModel::valid(std::size_t index) const {
     return n >= kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
 }
 
-void KvModel::touch(std::int64_t cell) {
+std::size_t KvModel::index_of(std::int64_t cell) const {
     const std::int64_t n_cells = tensor_.config().n_cells;
-    const std::int64_t index = cell / n_cells * pages_per_stream_ + cell % n_cells / kPageTokens;
-    touched_[static_cast<std::size_t>(index)] |= std::uint64_t{1} << (cell % n_cells % kPageTokens);
+    return static_cast<std::size_t>(cell / n_cells * pages_per_stream_ + cell % n_cells / kPageTokens);
+}
+
+const Page& KvModel::page_of(std::int64_t cell) const {
+    const std::int64_t n_cells = tensor_.config().n_cells;
+    return tensor_.pages(static_cast<int>(cell / n_cells)).pages[cell % n_cells / kPageTokens];
+}
+
+int KvModel::block_rows() const {
+    const PageLayout layout = tensor_.layout();
+    const std::size_t bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    return static_cast<int>((bytes + layout.row_bytes() - 1) / layout.row_bytes());
+}
+
+void KvModel::touch(std::int64_t cell) {
+    touched_[index_of(cell)] |= std::uint64_t{1} << (cell % tensor_.config().n_cells % kPageTokens);
     ever_written_[static_cast<std::size_t>(cell)] = 1;
+    rounded_[static_cast<std::size_t>(cell)] = 0;
 }
 
 void KvModel::write_row(std::int64_t cell, const float* from) {
@@ -100,49 +100,27 @@ void KvModel::copy_rows(const KvModel& from, std::int64_t from_cell, std::int64_
     const int row_elements = tensor_.config().row_elements;
     const std::vector<fp16_t> copy(from.rows_.begin() + from_cell * row_elements,
                                    from.rows_.begin() + (from_cell + n) * row_elements);
-    for (std::int64_t i = 0; i < n; ++i) write_row(to_cell + i, copy.data() + i * row_elements);
+    const std::vector<std::uint8_t> rounded(from.rounded_.begin() + from_cell,
+                                            from.rounded_.begin() + from_cell + n);
+    for (std::int64_t i = 0; i < n; ++i) {
+        write_row(to_cell + i, copy.data() + i * row_elements);
+        rounded_[static_cast<std::size_t>(to_cell + i)] = rounded[static_cast<std::size_t>(i)];
+    }
 }
 
 void KvModel::clear() {
     std::fill(rows_.begin(), rows_.end(), fp16_t{0});
     std::fill(ever_written_.begin(), ever_written_.end(), 0);
-}
-
-// By what the cells of a cold page had and get: too many to be noted beside the block.
-bool KvModel::shift_needs_encoding(std::size_t index, const KeyShift& shift) const {
-    const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
-    const PageTable table = tensor_.pages(stream);
-    const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
-    const Page& page = table.pages[in_stream];
-    if (page.state != PageState::cold) return false;
-    std::set<std::pair<std::uint32_t, std::uint32_t>> groups;
-    std::set<std::int64_t> distances;
-    for (int t = 0; t < kPageTokens; ++t) {
-        if (!has(valid(index) & ~page.overlay, t)) continue;
-        std::uint32_t before = UINT32_MAX;
-        for (std::uint32_t g = 0; g < page.shift_groups; ++g) {
-            if (has(table.shifts[in_stream].cells[g], t)) before = table.shifts[in_stream].turn[g];
-        }
-        const std::uint32_t kind = shift.kinds[first_cell(index) + t];
-        groups.insert({before, kind});
-        distances.insert((before == UINT32_MAX ? 0 : table.turns->origins[before].distance) +
-                         (kind == 0 ? 0 : shift.distances[kind - 1]));
-    }
-    distances.erase(0);
-    return groups.size() > 4 * PageShift::kMaxGroups || distances.size() > PageShift::kMaxGroups;
+    std::fill(rounded_.begin(), rounded_.end(), 0);
+    live_.clear();
 }
 
 // Rows that were zeroed need no storage, and then no turn either: it would negate some of their zeros.
 bool KvModel::is_stored(std::int64_t cell) const {
-    const std::int64_t n_cells = tensor_.config().n_cells;
-    const Page& page = tensor_.pages(static_cast<int>(cell / n_cells)).pages[cell % n_cells / kPageTokens];
-    return page.state == PageState::cold || has(page.written, static_cast<int>(cell % n_cells % kPageTokens));
+    return has(page_of(cell).written, static_cast<int>(cell % tensor_.config().n_cells % kPageTokens));
 }
 
 void KvModel::shift(const KeyShift& shift) {
-    for (std::size_t index = 0; index < seen_.size(); ++index) {
-        if (shift_needs_encoding(index, shift)) rewritten_[index] = 1;
-    }
     for (std::size_t cell = 0; cell < ever_written_.size(); ++cell) {
         const std::uint32_t kind = shift.kinds[cell];
         if (kind == 0 || ever_written_[cell] == 0 || !is_stored(static_cast<std::int64_t>(cell))) continue;
@@ -162,40 +140,32 @@ void KvModel::shift(const KeyShift& shift) {
     }
 }
 
-// What is pending for one cell of a cold page, done or taken back.
-void KvModel::turn(std::size_t index, int token, bool back, fp16_t* row) const {
-    const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
-    const PageTable table = tensor_.pages(stream);
-    const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
+// What is pending for one cell of a cold page.
+void KvModel::turn(std::int64_t cell, fp16_t* row) const {
+    const std::int64_t n_cells = tensor_.config().n_cells;
+    const PageTable table = tensor_.pages(static_cast<int>(cell / n_cells));
+    const std::int64_t in_stream = cell % n_cells / kPageTokens;
     const HeadShape& shape = table.layout.shape;
     std::vector<float> key(static_cast<std::size_t>(shape.head_dim));
     for (std::uint32_t g = 0; g < table.pages[in_stream].shift_groups; ++g) {
-        if (!has(table.shifts[in_stream].cells[g], token)) continue;
+        if (!has(table.shifts[in_stream].cells[g], static_cast<int>(cell % n_cells % kPageTokens))) continue;
         const float* turn = table.turns->turn(table.shifts[in_stream].turn[g]);
         for (int head = 0; head < shape.n_head; ++head, row += shape.head_dim) {
             std::transform(row, row + shape.head_dim, key.begin(), fp16_to_fp32);
-            (back ? turn_key_back : turn_key)(table.turns->pairs, turn, key.data());
+            turn_key(table.turns->pairs, turn, key.data());
             std::transform(key.begin(), key.end(), row, fp32_to_fp16);
         }
         return;
     }
 }
 
-std::vector<fp16_t> KvModel::stored_rows(std::size_t index) const {
-    const int row_elements = tensor_.config().row_elements;
-    std::vector<fp16_t> rows(static_cast<std::size_t>(kPageTokens * row_elements));
-    const int n = std::popcount(valid(index));
-    std::copy_n(rows_.begin() + first_cell(index) * row_elements, n * row_elements, rows.begin());
-    for (int t = 0; t < n; ++t) turn(index, t, true, rows.data() + t * row_elements);
-    return rows;
-}
-
 void KvModel::fail(std::size_t page, const std::string& what) {
     if (problems_.size() < 20) problems_.push_back("page " + std::to_string(page) + ": " + what);
 }
 
-void KvModel::decode(const Page& page, std::vector<fp16_t>& rows) const {
+void KvModel::decode(const std::byte* data, int bits, std::vector<fp16_t>& rows) const {
     const PageLayout layout = tensor_.layout();
+    const auto format = static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
     const auto& set = *tensor_.config().kernels;
     const int head_dim = layout.shape.head_dim, n_head = layout.shape.n_head;
     rows.assign(static_cast<std::size_t>(kPageTokens) * static_cast<std::size_t>(n_head * head_dim), 0);
@@ -203,8 +173,8 @@ void KvModel::decode(const Page& page, std::vector<fp16_t>& rows) const {
     const int stride = (head_dim + 15) / 16 * 16;
     std::vector<float> values(static_cast<std::size_t>(kPageTokens * stride));
     for (int head = 0; head < n_head; ++head) {
-        const std::byte* block = page.data + static_cast<std::size_t>(head) * layout.block_bytes;
-        const auto& codec = set.formats[layout.format_index];
+        const std::byte* block = data + static_cast<std::size_t>(head) * layout.block_bytes;
+        const auto& codec = set.formats[format];
         const kernels::DecodeArgs args{{block, 0, kPageTokens, head_dim}, values.data(), stride, false};
         if (layout.role == KvRole::key) {
             codec.decode_key(args);
@@ -220,12 +190,12 @@ void KvModel::decode(const Page& page, std::vector<fp16_t>& rows) const {
     }
 }
 
-// What the codec makes of the model's rows; empty when it refuses.
-std::vector<std::byte> KvModel::encode(std::size_t index, std::uint64_t counted) const {
+// What the codec makes of rows [64][row_elements]; empty when it refuses.
+std::vector<std::byte> KvModel::encode(const std::vector<fp16_t>& rows, int bits, std::uint64_t counted) const {
     const PageLayout layout = tensor_.layout();
-    const auto& codec = tensor_.config().kernels->formats[layout.format_index];
+    const auto format = static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
+    const auto& codec = tensor_.config().kernels->formats[format];
     const int row_elements = layout.shape.row_elements();
-    const std::vector<fp16_t> rows = stored_rows(index);
     const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
     AlignedBlocks blocks(bytes);
     for (int head = 0; head < layout.shape.n_head; ++head) {
@@ -240,10 +210,9 @@ std::vector<std::byte> KvModel::encode(std::size_t index, std::uint64_t counted)
 // Half a step, what clipping the range may cost, and binary16 rounding of scale, zero point and result; for
 // keys per value, for values per row of a head in the rotated basis, where the offsets take the mean of a
 // channel's errors away.
-void KvModel::check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& truth_rows,
-                                const std::vector<fp16_t>& decoded) {
+void KvModel::check_codec_error(std::size_t index, const std::byte* data, int bits, std::uint64_t counted,
+                                const std::vector<fp16_t>& truth_rows, const std::vector<fp16_t>& decoded) {
     const PageLayout layout = tensor_.layout();
-    const int bits = layout.format->code_bits;
     const bool narrow = formats::is_narrow(bits);
     const auto form = narrow ? formats::ScaleForm::byte : formats::ScaleForm::half;
     // Of a range in codes of this width. Byte scales are rounded up by at most an eighth.
@@ -256,7 +225,6 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
     // Scales among the subnormals.
     const double tiny = narrow ? 0x1p-17 : (1 << bits) * 0x1p-25 + 1e-7;
     const int n_head = layout.shape.n_head, head_dim = layout.shape.head_dim;
-    const std::uint64_t counted = valid(index) & ~page.overlay;
     const auto at = [&](const fp16_t* rows, int t, int head, int d) {
         return static_cast<double>(fp16_to_fp32(rows[(t * n_head + head) * head_dim + d]));
     };
@@ -264,7 +232,7 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
     for (int head = 0; head < n_head; ++head) {
         if (layout.role == KvRole::key) {
             const formats::BlockReader reader(
-                bits, KvRole::key, head_dim, page.data + static_cast<std::size_t>(head) * layout.block_bytes);
+                bits, KvRole::key, head_dim, data + static_cast<std::size_t>(head) * layout.block_bytes);
             for (int d = 0; d < head_dim; ++d) {
                 double low = INFINITY, high = -INFINITY;
                 for (int t = 0; t < kPageTokens; ++t) {
@@ -323,78 +291,147 @@ void KvModel::check_codec_error(std::size_t index, const Page& page, const std::
     }
 }
 
-// A cold page: its block is the one seen before, or there was a reason to encode.
-void KvModel::check_block(std::size_t index, const Page& page, bool is_graph) {
-    const PageLayout layout = tensor_.layout();
-    const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
-    const std::uint64_t in_block = valid(index) & ~page.overlay;
-    Seen& seen = seen_[index];
-    const bool is_same = seen.state == PageState::cold && seen.block.size() == bytes &&
-                         std::equal(seen.block.begin(), seen.block.end(), page.data);
-    // The same bytes may also be what new rows were encoded to.
-    if (is_same && ((touched_[index] | seen.overlay) & in_block) == 0 && rewritten_[index] == 0) return;
-    std::vector<fp16_t> decoded;
-    decode(page, decoded);
-    const int row_elements = layout.shape.row_elements();
-    const std::vector<fp16_t> truth = stored_rows(index);
-    bool is_clone = !is_graph;
-    for (int t = 0; t < kPageTokens && is_clone; ++t) {
-        const auto at = t * row_elements;
-        is_clone = !has(in_block, t) ||
-                   std::equal(truth.begin() + at, truth.begin() + at + row_elements, decoded.begin() + at);
-    }
-    if (!is_clone) {
-        const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
-        const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
-        const std::uint64_t window = tracker_->window_cells(stream, in_stream);
-        const std::uint64_t sinks = tracker_->sink_cells(stream, in_stream);
-        if (rewritten_[index] == 0) {
-            if (is_graph && touched_[index] != 0) fail(index, "encoded by the graph that writes to it");
-            if (page.written != valid(index) && seen.state != PageState::cold)
-                fail(index, "frozen before it was full");
-            // A row that was exact must stay so; one that a rollback brings back into the window may be cold
-            // already.
-            const std::uint64_t was_exact =
-                seen.state == PageState::cold ? seen.overlay | touched_[index] : valid(index);
-            if ((in_block & window & was_exact) != 0) fail(index, "a row of the window was encoded");
-            if ((in_block & sinks & was_exact) != 0) fail(index, "a sink was encoded");
-            const std::uint64_t left = (seen.overlay | touched_[index]) & ~page.overlay;
-            if (seen.state == PageState::cold && is_graph && std::popcount(left) < 16) {
-                fail(index, "encoded anew for few rows");
+std::vector<KvModel::Block> KvModel::blocks() const {
+    std::map<const std::byte*, Block> found;
+    for (std::size_t index = 0; index < touched_.size(); ++index) {
+        const Page& page = page_of(first_cell(index));
+        for (int i = 0; i < page.n_blocks; ++i) {
+            const PageBlock& part = page.block(i);
+            const auto [at, is_new] = found.try_emplace(part.data);
+            Block& block = at->second;
+            if (is_new) {
+                block.data = part.data;
+                block.bits = cold_formats()[part.format].code_bits;
+                std::fill(std::begin(block.cells), std::end(block.cells), -1);
+                block.claimed_users = part.users;
+            }
+            block.page = static_cast<std::uint32_t>(index);
+            ++block.users[0];
+            for (int t = 0; t < kPageTokens; ++t) {
+                if (!has(part.cells, t)) continue;
+                ++block.users[1];
+                block.rows |= std::uint64_t{1} << part.row_of(t);
+                block.cells[part.row_of(t)] = first_cell(index) + t;
             }
         }
-        const std::vector<std::byte> expected = encode(index, in_block);
-        if (expected.size() != bytes) {
-            fail(index, "encoded what the codec refuses");
-        } else if (!same_block(expected.data(), page.data, layout)) {
-            fail(index, "the block does not hold the page's rows");
-        }
-        check_codec_error(index, page, truth, decoded);
     }
-    for (int t = 0; t < kPageTokens; ++t) {
-        if (!has(in_block, t)) continue;
-        fp16_t* row = rows_.data() + (first_cell(index) + t) * row_elements;
-        std::copy_n(decoded.begin() + t * row_elements, row_elements, row);
-        turn(index, t, false, row);
-    }
-    seen.block.assign(page.data, page.data + bytes);
+    std::vector<Block> all;
+    for (const auto& [data, block] : found) all.push_back(block);
+    return all;
 }
 
-// A hot page that nothing protects and the write at hand left alone must have frozen.
+// What a block holds is what its rows read as, or they have been encoded now, for the first time since they
+// were written.
+void KvModel::check_block(const Block& block, bool is_graph) {
+    if (block.users[1] != static_cast<std::uint32_t>(std::popcount(block.rows)))
+        fail(block.page, "two cells have one row of a block");
+    const bool shared = block.claimed_users != nullptr;
+    if (block.users[0] > 1 && !shared) fail(block.page, "an exclusive block is in two pages");
+    if (shared && (block.claimed_users[0] != block.users[0] || block.claimed_users[1] != block.users[1]))
+        fail(block.page, "a shared block counts its users wrongly");
+    const auto before = live_.find(block.data);
+    if (is_graph && memory_is_ample_ && before != live_.end() && before->second <= block_rows() &&
+        std::popcount(block.rows) == before->second) {
+        bool touched = false;
+        for (int r = 0; r < kPageTokens; ++r)
+            touched = touched || (has(block.rows, r) && touched_[index_of(block.cells[r])] != 0);
+        if (!touched) fail(block.page, "a block was kept for few rows");
+    }
+
+    std::vector<fp16_t> decoded;
+    decode(block.data, block.bits, decoded);
+    const int row_elements = tensor_.config().row_elements;
+    std::uint64_t fresh = 0;
+    for (int r = 0; r < kPageTokens; ++r) {
+        if (has(block.rows, r) && rounded_[static_cast<std::size_t>(block.cells[r])] == 0)
+            fresh |= std::uint64_t{1} << r;
+    }
+    if (fresh != 0) {
+        if (fresh != block.rows) fail(block.page, "a block has gained rows");
+        check_first_rounding(block, fresh, decoded, is_graph);
+    }
+    for (int r = 0; r < kPageTokens; ++r) {
+        if (!has(block.rows, r)) continue;
+        fp16_t* row = decoded.data() + r * row_elements;
+        turn(block.cells[r], row);
+        fp16_t* expected = this->row(block.cells[r]);
+        if (has(fresh, r)) {
+            std::copy_n(row, row_elements, expected);
+            rounded_[static_cast<std::size_t>(block.cells[r])] = 1;
+        } else if (!std::equal(row, row + row_elements, expected, same)) {
+            fail(block.page, "cell " + std::to_string(block.cells[r]) + " is not what it was encoded to");
+        }
+    }
+}
+
+void KvModel::check_first_rounding(const Block& block, std::uint64_t counted,
+                                   const std::vector<fp16_t>& decoded, bool is_graph) {
+    const int row_elements = tensor_.config().row_elements;
+    const std::int64_t n_cells = tensor_.config().n_cells;
+    std::vector<fp16_t> truth(static_cast<std::size_t>(kPageTokens * row_elements));
+    for (int r = 0; r < kPageTokens; ++r) {
+        if (!has(counted, r)) continue;
+        const std::int64_t cell = block.cells[r];
+        std::copy_n(row(cell), row_elements, truth.begin() + r * row_elements);
+        const auto stream = static_cast<int>(cell / n_cells);
+        const std::int64_t page = cell % n_cells / kPageTokens;
+        const auto t = static_cast<int>(cell % n_cells % kPageTokens);
+        if (is_graph && touched_[index_of(cell)] != 0) fail(block.page, "encoded by the graph that writes to it");
+        if (has(tracker_->window_cells(stream, page), t)) fail(block.page, "a row of the window was encoded");
+        if (has(tracker_->sink_cells(stream, page), t)) fail(block.page, "a sink was encoded");
+    }
+    if (std::popcount(counted) <= block_rows()) fail(block.page, "a block for few rows");
+    const std::vector<std::byte> expected = encode(truth, block.bits, counted);
+    if (expected.empty()) {
+        fail(block.page, "encoded what the codec refuses");
+        return;
+    }
+    std::vector<fp16_t> wanted;
+    AlignedBlocks aligned(expected.size());
+    std::copy(expected.begin(), expected.end(), aligned.data);
+    decode(aligned.data, block.bits, wanted);
+    for (int r = 0; r < kPageTokens; ++r) {
+        if (!has(counted, r)) continue;
+        if (!std::equal(wanted.begin() + r * row_elements, wanted.begin() + (r + 1) * row_elements,
+                        decoded.begin() + r * row_elements, same)) {
+            fail(block.page, "the block does not hold the rows of its cells");
+            break;
+        }
+    }
+    check_codec_error(block.page, block.data, block.bits, counted, truth, decoded);
+}
+
+// A hot page of like rows that nothing protects and the write at hand left alone must have frozen.
 void KvModel::check_missed_freeze(std::size_t index, const Page& page, bool is_graph) {
     const PageLayout layout = tensor_.layout();
-    if (layout.format == nullptr || !tensor_.head_shape_known()) return;
-    if ((is_graph && touched_[index] != 0) || page.written != valid(index)) return;
+    if (layout.format == nullptr || !tensor_.head_shape_known() || !is_graph) return;
+    if (touched_[index] != 0 || page.written != valid(index)) return;
     const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
     const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
     if ((tracker_->window_cells(stream, in_stream) & valid(index)) != 0) return;
     const std::uint64_t sinks = tracker_->sink_cells(stream, in_stream) & valid(index);
+    const std::uint64_t counted = valid(index) & ~sinks & ~page.settled;
     const std::size_t cold = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
-    const std::size_t exact = static_cast<std::size_t>(std::popcount(sinks)) * layout.row_bytes() * 3 / 2;
-    if (cold + exact >= kPageTokens * layout.row_bytes()) return;  // nothing to win
+    const auto n_exact = static_cast<std::size_t>(std::popcount(valid(index) & ~counted));
+    if (std::popcount(counted) <= block_rows() ||
+        cold + n_exact * layout.row_bytes() * 3 / 2 >= kPageTokens * layout.row_bytes())
+        return;
+    std::vector<fp16_t> rows(static_cast<std::size_t>(kPageTokens * layout.shape.row_elements()));
+    std::copy_n(rows_.begin() + first_cell(index) * layout.shape.row_elements(),
+                std::popcount(valid(index)) * layout.shape.row_elements(), rows.begin());
+    double smallest = INFINITY, largest = 0;
+    for (int t = 0; t < kPageTokens; ++t) {
+        if (!has(counted, t)) continue;
+        double size = 0;
+        for (int c = 0; c < layout.shape.row_elements(); ++c)
+            size = std::max<double>(size, std::abs(fp16_to_fp32(rows[t * layout.shape.row_elements() + c])));
+        smallest = std::min(smallest, size);
+        largest = std::max(largest, size);
+    }
+    if (!(largest <= 2 * smallest)) return;  // may be kept apart
     // Refused once, a page is not tried again until it is written, even should a sink make it fit.
-    if (encode(index, valid(index) & ~sinks).empty()) seen_[index].refused = true;
-    if (is_graph && !seen_[index].refused) fail(index, "should have frozen");
+    if (encode(rows, layout.format->code_bits, counted).empty()) refused_[index] = 1;
+    if (refused_[index] == 0) fail(index, "should have frozen");
 }
 
 void KvModel::check_page(std::size_t index, bool is_graph) {
@@ -404,15 +441,21 @@ void KvModel::check_page(std::size_t index, bool is_graph) {
     const PageLayout& layout = table.layout;
     const Page& page = table.pages[in_stream];
     const int row_elements = layout.shape.row_elements(), head_dim = layout.shape.head_dim;
-    if (touched_[index] != 0 || rewritten_[index] != 0) seen_[index].refused = false;
-    if (page.state == PageState::cold) check_block(index, page, is_graph);
+    if (touched_[index] != 0) refused_[index] = 0;
     if (page.state == PageState::hot && memory_is_ample_) check_missed_freeze(index, page, is_graph);
-    if (page.state != PageState::cold) seen_[index].block.clear();
-    seen_[index].state = page.state;
-    seen_[index].overlay = page.overlay;
-    if ((page.written & ~valid(index)) != 0 || (page.overlay & ~valid(index)) != 0)
-        fail(index, "a cell beyond the end");
-    if (page.state != PageState::cold && page.overlay != 0) fail(index, "an overlay without a block");
+    if ((page.written & ~valid(index)) != 0) fail(index, "a cell beyond the end");
+    if (page.state == PageState::cold ? page.n_blocks < 1 || page.n_blocks > Page::kMaxBlocks
+                                      : page.n_blocks != 0 || page.overlay != 0)
+        fail(index, "blocks or an overlay that its state cannot have");
+    std::uint64_t covered = page.overlay;
+    for (int i = 0; i < page.n_blocks; ++i) {
+        if ((covered & page.block(i).cells) != 0) fail(index, "a cell has two rows");
+        covered |= page.block(i).cells;
+    }
+    if (page.state == PageState::cold && (covered & page.written) != page.written)
+        fail(index, "a written cell has no row");
+    if ((page.block_cells() & ~page.settled) != 0 || (page.settled & ~page.written) != 0)
+        fail(index, "settled cells are wrong");
 
     for (int t = 0; t < kPageTokens; ++t) {
         const std::int64_t cell = first_cell(index) + t;
@@ -452,12 +495,19 @@ void KvModel::check_page(std::size_t index, bool is_graph) {
 
 std::vector<std::string> KvModel::check(bool is_graph) {
     problems_.clear();
-    for (std::size_t index = 0; index < seen_.size(); ++index) check_page(index, is_graph);
+    // Pages are judged by the rows as they were before blocks took some of them over.
+    for (std::size_t index = 0; index < touched_.size(); ++index) check_page(index, is_graph);
+    std::map<const std::byte*, int> live;
+    for (const Block& block : blocks()) {
+        check_block(block, is_graph);
+        live[block.data] = std::popcount(block.rows);
+    }
+    live_ = std::move(live);
     std::vector<fp16_t> read(rows_.size());
     tensor_.read_bytes(0, read.data(), read.size() * sizeof(fp16_t));
     const int row_elements = tensor_.config().row_elements;
     for (std::size_t i = 0; i < read.size(); ++i) {
-        if (read[i] == rows_[i] || ((read[i] | rows_[i]) & 0x7fff) == 0) continue;  // a turn may negate zeros
+        if (same(read[i], rows_[i])) continue;
         problems_.push_back("cell " + std::to_string(i / row_elements) + " value " +
                             std::to_string(i % row_elements) + " reads as " +
                             std::to_string(fp16_to_fp32(read[i])) + ", not " +
@@ -465,27 +515,24 @@ std::vector<std::string> KvModel::check(bool is_graph) {
         break;
     }
     std::fill(touched_.begin(), touched_.end(), 0);
-    std::fill(rewritten_.begin(), rewritten_.end(), 0);
     return problems_;
 }
 
 std::size_t KvModel::live_bytes() const {
-    constexpr int kCapacities[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    constexpr int kCapacities[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64};
     const PageLayout layout = tensor_.layout();
     const auto rounded = [](std::size_t n) { return (n + 63) / 64 * 64; };
     std::size_t bytes = 0;
-    for (std::size_t index = 0; index < seen_.size(); ++index) {
-        const auto i = static_cast<std::int64_t>(index);
-        const Page& page =
-            tensor_.pages(static_cast<int>(i / pages_per_stream_)).pages[i % pages_per_stream_];
+    for (std::size_t index = 0; index < touched_.size(); ++index) {
+        const Page& page = page_of(first_cell(index));
         if (page.state == PageState::hot) bytes += rounded(kPageTokens * layout.row_bytes());
         if (page.state != PageState::cold) continue;
         const int rows =
             *std::lower_bound(std::begin(kCapacities), std::end(kCapacities), std::popcount(page.overlay));
-        bytes += rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head)) +
-                 rounded(static_cast<std::size_t>(rows) * layout.row_bytes());
+        bytes += rounded(static_cast<std::size_t>(rows) * layout.row_bytes());
     }
-    return bytes;
+    return bytes + blocks().size() *
+                       rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head));
 }
 
 void write_rows(KvTensor& tensor, const std::vector<std::int64_t>& cells, const KvTensor::RowSource& source) {

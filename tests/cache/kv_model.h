@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,8 +26,8 @@ struct QuarterTurns {
 };
 
 // What a KvTensor must hold, as a plain array of rows that is written along with it. It knows nothing of
-// freezing: it looks at the page states after each operation, judges whether each change was allowed, and
-// takes over what a block decodes to. From then on those rows must stay as they are, bit for bit.
+// freezing: it looks at the pages after each operation and judges whether each change was allowed. A row may
+// turn into what a block makes of it once; from then on it must read the same, bit for bit, until it is written.
 class KvModel {
   public:
     // tracker: the one whose windows and sinks the tensor has to respect; null for f16.
@@ -55,25 +56,32 @@ class KvModel {
     std::size_t live_bytes() const;
 
   private:
-    struct Seen {
-        PageState state = PageState::empty;
-        std::uint64_t overlay = 0;
-        std::vector<std::byte> block;
-        bool refused = false;
+    // One block, with the cells (global) of its rows in all pages that have it; -1: none.
+    struct Block {
+        const std::byte* data = nullptr;
+        int bits = 0;
+        std::uint64_t rows = 0;  // that are in use
+        std::int64_t cells[64];
+        std::uint32_t users[2] = {0, 0};
+        const std::uint32_t* claimed_users = nullptr;
+        std::uint32_t page = 0;  // one that has it
     };
+    std::vector<Block> blocks() const;
     void check_page(std::size_t index, bool is_graph);
     void check_missed_freeze(std::size_t index, const Page& page, bool is_graph);
-    void check_block(std::size_t index, const Page& page, bool is_graph);
-    void decode(const Page& page, std::vector<fp16_t>& rows) const;  // the block alone: [64][row_elements]
-    // The page's rows as its block has to hold them: K-shifts that are pending taken back.
-    std::vector<fp16_t> stored_rows(std::size_t index) const;
-    void turn(std::size_t index, int token, bool back, fp16_t* row) const;
-    std::vector<std::byte> encode(std::size_t index, std::uint64_t counted) const;
-    void check_codec_error(std::size_t index, const Page& page, const std::vector<fp16_t>& truth,
-                           const std::vector<fp16_t>& decoded);
+    void check_block(const Block& block, bool is_graph);
+    void check_first_rounding(const Block& block, std::uint64_t counted, const std::vector<fp16_t>& decoded,
+                              bool is_graph);
+    void decode(const std::byte* data, int bits, std::vector<fp16_t>& rows) const;  // [64][row_elements]
+    void turn(std::int64_t cell, fp16_t* row) const;  // what is pending for a cell of a cold page
+    std::vector<std::byte> encode(const std::vector<fp16_t>& rows, int bits, std::uint64_t counted) const;
+    void check_codec_error(std::size_t index, const std::byte* data, int bits, std::uint64_t counted,
+                           const std::vector<fp16_t>& truth, const std::vector<fp16_t>& decoded);
     bool is_stored(std::int64_t cell) const;
-    bool shift_needs_encoding(std::size_t index, const KeyShift& shift) const;
+    int block_rows() const;  // FP16 rows that take the memory of a block
     void fail(std::size_t page, const std::string& what);
+    const Page& page_of(std::int64_t cell) const;
+    std::size_t index_of(std::int64_t cell) const;
     std::int64_t first_cell(std::size_t index) const;
     std::uint64_t valid(std::size_t index) const;
     void touch(std::int64_t cell);
@@ -83,9 +91,10 @@ class KvModel {
     std::int64_t pages_per_stream_;
     std::vector<fp16_t> rows_;                // [n_stream * n_cells][row_elements]
     std::vector<std::uint8_t> ever_written_;  // per cell
+    std::vector<std::uint8_t> rounded_;       // per cell: since it was written
     std::vector<std::uint64_t> touched_;      // per page, since the last check
-    std::vector<std::uint8_t> rewritten_;     // per page, since the last check: a K-shift had to encode
-    std::vector<Seen> seen_;
+    std::vector<std::uint8_t> refused_;       // per page: its rows cannot be encoded
+    std::map<const std::byte*, int> live_;    // rows of each block at the last check
     std::vector<std::string> problems_;
     bool memory_is_ample_ = true;
 };

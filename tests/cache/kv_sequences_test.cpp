@@ -70,13 +70,13 @@ TEST(KvSequences, HolesAreFilledWithoutTouchingNeighbours) {
     ASSERT_EQ(cache.page(1).state, PageState::cold);
     const auto bytes = cache.tensor.layout().block_bytes * 2;
     std::vector<std::vector<std::byte>> before;
-    for (int p = 0; p < 2; ++p) before.emplace_back(cache.page(p).data, cache.page(p).data + bytes);
+    for (int p = 0; p < 2; ++p) before.emplace_back(cache.page(p).first.data, cache.page(p).first.data + bytes);
     cache.sequences[1].clear();
     std::vector<std::int64_t> holes;
     for (std::int64_t i = 5; i < 128; i += 10) holes.push_back(i);
     for (const std::int64_t hole : holes) cache.decode({hole}, {2});
     for (int p = 0; p < 2; ++p) {
-        EXPECT_EQ(std::memcmp(cache.page(p).data, before[static_cast<std::size_t>(p)].data(), bytes), 0)
+        EXPECT_EQ(std::memcmp(cache.page(p).first.data, before[static_cast<std::size_t>(p)].data(), bytes), 0)
             << "rows nobody wrote keep their block bit for bit";
     }
     for (const std::int64_t hole : holes) EXPECT_TRUE(exact(cache, hole));

@@ -49,9 +49,10 @@ void PageRecorder::record(const ggml_tensor* view) {
     tensor.pages.clear();
     mixed_kv_page page;
     for (std::int64_t i = 0; api.page(view, 0, i, &page) != 0; ++i) {
-        PageCopy copy{page.state, page.written, page.overlay, {}};
+        PageCopy copy{page.state, page.written, page.overlay, 0, {}};
         if (page.state == MIXED_KV_CELL_COLD) {
-            const auto* bytes = static_cast<const std::byte*>(page.data);
+            copy.cells = page.blocks[0].cells;
+            const auto* bytes = static_cast<const std::byte*>(page.blocks[0].data);
             copy.block.assign(bytes, bytes + info.block_bytes * std::size_t(info.n_head));
         }
         tensor.pages.push_back(std::move(copy));

@@ -19,7 +19,8 @@ const std::string& small_model();
 struct PageCopy {
     int state = 0;
     std::uint64_t written = 0, overlay = 0;
-    std::vector<std::byte> block;  // cold only: every head's block
+    std::uint64_t cells = 0;       // cold only: those of the first block
+    std::vector<std::byte> block;  // and the block, every head's
 };
 struct TensorPages {
     mixed_kv_tensor_info info;

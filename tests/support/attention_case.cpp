@@ -30,6 +30,8 @@ const char* name_of(PageMix mix) {
             return "cold";
         case PageMix::cold_overlay:
             return "overlay";
+        case PageMix::blocks:
+            return "blocks";
         case PageMix::all_states:
             return "all";
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "mixed_kv/attention_state.h"
 
@@ -23,6 +24,12 @@ class ChangedTables {
     ChangedTables(const PageTable* tables, int n_stream, Change change) {
         for (int stream = 0; stream < n_stream; ++stream) {
             pages_.emplace_back(tables[stream].pages, tables[stream].pages + tables[stream].n_pages);
+            for (Page& page : pages_.back()) {  // blocks of their own, to be changed
+                if (page.more == nullptr) continue;
+                more_.push_back(std::make_unique<PageBlock[]>(Page::kMaxBlocks - 1));
+                std::copy_n(page.more, Page::kMaxBlocks - 1, more_.back().get());
+                page.more = more_.back().get();
+            }
             change(pages_.back());
             tables_.push_back(
                 {pages_.back().data(), std::int64_t(pages_.back().size()), tables[stream].layout});
@@ -32,6 +39,7 @@ class ChangedTables {
 
   private:
     std::vector<std::vector<Page>> pages_;
+    std::vector<std::unique_ptr<PageBlock[]>> more_;
     std::vector<PageTable> tables_;
 };
 
@@ -145,6 +153,32 @@ Output overlay_ignored(AttentionCase& c, const KernelSet& set) {
     return c.run(set, args);
 }
 
+// Rows taken for those of the cells at their places, although a block has them elsewhere.
+Output places_of_rows_ignored(AttentionCase& c, const KernelSet& set) {
+    AttentionArgs args = c.args();
+    const auto forget = [](std::vector<Page>& pages) {
+        for (Page& page : pages) {
+            for (int i = 0; i < page.n_blocks; ++i) page.block(i).rotation = 0;
+        }
+    };
+    const ChangedTables k(args.k, args.n_stream, forget), v(args.v, args.n_stream, forget);
+    args.k = k.data();
+    args.v = v.data();
+    return c.run(set, args);
+}
+
+// Only the first block of a page read.
+Output further_blocks_ignored(AttentionCase& c, const KernelSet& set) {
+    AttentionArgs args = c.args();
+    const auto drop = [](std::vector<Page>& pages) {
+        for (Page& page : pages) page.n_blocks = std::min<std::uint8_t>(page.n_blocks, 1);
+    };
+    const ChangedTables k(args.k, args.n_stream, drop), v(args.v, args.n_stream, drop);
+    args.k = k.data();
+    args.v = v.data();
+    return c.run(set, args);
+}
+
 // Cold values summed, but not rotated back.
 Output rotation_forgotten(AttentionCase& c, const KernelSet& set) {
     Output out = c.run(set);
@@ -190,6 +224,10 @@ const std::vector<Fault>& seeded_faults() {
         {"off-by-one page", off_by_one_page, [](const CaseSpec& c) { return several_pages(c) && !c.v_is_k; }},
         {"overlay ignored", overlay_ignored,
          [](const CaseSpec& c) { return c.k_mix == PageMix::cold_overlay && c.k_format != nullptr; }},
+        {"further blocks ignored", further_blocks_ignored,
+         [](const CaseSpec& c) { return c.k_mix == PageMix::blocks; }},
+        {"places of rows ignored", places_of_rows_ignored,
+         [](const CaseSpec& c) { return c.k_mix == PageMix::blocks; }},
         {"rotation forgotten", rotation_forgotten,
          [](const CaseSpec& c) { return c.v_format != nullptr && c.v_mix != PageMix::hot; }},
         {"rows swapped", rows_swapped, [](const CaseSpec& c) { return c.n_head * c.n_q > 1; }},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <memory>
 #include <new>
 #include <stdexcept>
 
@@ -70,8 +71,11 @@ PageTensor::Choice PageTensor::choose(int stream, std::int64_t page, std::uint64
         case PageMix::cold_overlay:
             choice = {PageState::cold, few};
             break;
+        case PageMix::blocks:
+            choice = {PageState::cold, static_cast<int>(random / 64 % 4), 1 + static_cast<int>(random % 4)};
+            break;
         case PageMix::all_states:
-            switch (random % 8) {
+            switch (random % 9) {
                 case 0:
                     choice = {PageState::hot, 0};
                     break;
@@ -88,7 +92,10 @@ PageTensor::Choice PageTensor::choose(int stream, std::int64_t page, std::uint64
                     choice = {PageState::cold, few};
                     break;
                 case 5:
-                    choice = {PageState::cold, kPageTokens};
+                    choice = {PageState::cold, kPageTokens - 1};
+                    break;
+                case 6:
+                    choice = {PageState::cold, few, 2 + static_cast<int>(random / 64 % 3)};
                     break;
                 default:
                     choice = {PageState::cold, 0};
@@ -152,16 +159,45 @@ void PageTensor::fill_page(Page& page, std::int64_t index, Choice choice, const 
                 overlay = std::copy_n(row, row_elements, overlay);
                 std::fill_n(row, row_elements, kNan);
             }
-            page.data = allocate(layout_.block_bytes * n_head);
-            const kernels::FormatKernels& format = set.formats[layout_.format_index];
-            const auto encode = spec_.role == KvRole::key ? format.encode_key : format.encode_value;
-            for (std::size_t head = 0; head < n_head; ++head) {
-                const bool stored = encode({block_rows.data() + head * dim, std::ptrdiff_t(row_elements),
-                                            spec_.shape.head_dim, page.written & ~page.overlay,
-                                            page.data + head * layout_.block_bytes});
-                if (!stored) throw std::logic_error("encoder refused finite rows");
-            }
+            fill_blocks(page, choice.n_blocks, block_rows, set, random);
             break;
+        }
+    }
+}
+
+// Rows that are in no overlay, as one block at its own cells, or several whose rows are rotated. Then some
+// cells are never written.
+void PageTensor::fill_blocks(Page& page, int n_blocks, const std::vector<fp16_t>& rows,
+                             const kernels::KernelSet& set, std::uint64_t random) {
+    const auto n_head = std::size_t(spec_.shape.n_head), dim = std::size_t(spec_.shape.head_dim);
+    const auto row_elements = std::ptrdiff_t(n_head * dim);
+    Random draw(random ^ 0x9e3779b97f4a7c15u);
+    more_.push_back(std::make_unique<PageBlock[]>(Page::kMaxBlocks - 1));
+    page.more = more_.back().get();
+    page.n_blocks = static_cast<std::uint8_t>(n_blocks);
+    if (n_blocks > 1 && page.written == ~std::uint64_t(0)) page.written &= ~(draw.next() & draw.next() & draw.next());
+    page.written |= page.overlay;
+    std::uint64_t left = page.written & ~page.overlay;
+    const kernels::FormatKernels& format = set.formats[layout_.format_index];
+    const auto encode = spec_.role == KvRole::key ? format.encode_key : format.encode_value;
+    for (int i = 0; i < n_blocks; ++i) {
+        PageBlock& block = page.block(i);
+        block.format = static_cast<std::uint8_t>(layout_.format_index);
+        block.rotation = n_blocks > 1 ? static_cast<std::uint8_t>(draw.below(kPageTokens)) : 0;
+        block.cells = i + 1 < n_blocks ? left & draw.next() : left;
+        left &= ~block.cells;
+        block.data = allocate(layout_.block_bytes * n_head);
+        std::vector<fp16_t> own(rows.size(), kNan);
+        std::uint64_t counted = 0;
+        for (int t = 0; t < kPageTokens; ++t) {
+            if ((block.cells >> t & 1) == 0) continue;
+            counted |= std::uint64_t(1) << block.row_of(t);
+            std::copy_n(rows.begin() + t * row_elements, row_elements, own.begin() + block.row_of(t) * row_elements);
+        }
+        for (std::size_t head = 0; head < n_head; ++head) {
+            const bool stored = encode({own.data() + head * dim, row_elements, spec_.shape.head_dim, counted,
+                                        block.data + head * layout_.block_bytes});
+            if (!stored) throw std::logic_error("encoder refused finite rows");
         }
     }
 }

@@ -16,7 +16,8 @@ enum class PageMix {
     pinned,
     cold,
     cold_overlay,  // every page cold with some overlay rows
-    all_states,    // hot, pinned, cold, overlays of 1, few and 64 rows, empty, drawn per page
+    blocks,        // every page cold: several blocks, rotated, some cells in the overlay or never written
+    all_states,    // hot, pinned, cold, overlays of 1, few and 63 rows, several blocks, empty, drawn per page
 };
 
 // One K or V tensor, built page by page without the cache: [n_stream][n_cells][n_head][head_dim] random rows.
@@ -49,6 +50,7 @@ class PageTensor {
     struct Choice {
         PageState state;
         int overlay_rows;
+        int n_blocks = 1;
     };
     Choice choose(int stream, std::int64_t page, std::uint64_t random) const;
     void fill_page(Page& page, std::int64_t index, Choice choice, const std::vector<fp16_t>& rows, int n_rows,
@@ -59,6 +61,9 @@ class PageTensor {
     PageLayout layout_;
     std::vector<Page> pages_;
     std::vector<PageTable> tables_;
+    void fill_blocks(Page& page, int n_blocks, const std::vector<fp16_t>& rows, const kernels::KernelSet& set,
+                     std::uint64_t random);
+    std::vector<std::unique_ptr<PageBlock[]>> more_;
     struct Free {
         void operator()(std::byte* p) const noexcept { ::operator delete (p, std::align_val_t{64}); }
     };

@@ -144,7 +144,7 @@ class MixedPart {
                     throw Error(std::string("the plugin does not show page ") +
                                 std::to_string(first / kPageCells) + " of '" + info.name + "'");
                 }
-                if (page.state == MIXED_KV_CELL_COLD && page.shift_pending != 0) {
+                if (page.state == MIXED_KV_CELL_COLD && !is_plain(page)) {
                     add_decoded(t, page, stream, first);
                 } else {
                     add(page, stream * n_kv_ + first, std::min(kPageCells, n_kv_ - first));
@@ -196,8 +196,13 @@ class MixedPart {
         }
     }
 
+    // What the trace has a place for: one block at its own cells, without a K-shift to apply.
+    static bool is_plain(const mixed_kv_page& page) {
+        return page.shift_pending == 0 && page.n_blocks == 1 && page.blocks[0].rotation == 0;
+    }
+
     void add_cold(const mixed_kv_page& page, int64_t first_cell, int64_t n_cells) {
-        const auto* data = static_cast<const std::byte*>(page.data);
+        const auto* data = static_cast<const std::byte*>(page.blocks[0].data);
         part_.pages.push_back({.first_cell = first_cell, .written = page.written});
         part_.codes.bytes.insert(part_.codes.bytes.end(), data, data + part_.cold.block_bytes * n_head_);
         const auto* overlay = static_cast<const std::byte*>(page.overlay_rows);
@@ -208,7 +213,7 @@ class MixedPart {
         }
     }
 
-    // A page with a K-shift still to apply, which the trace has no place for: its rows as they read.
+    // Any other cold page: its rows as they read.
     void add_decoded(const ggml_tensor* t, const mixed_kv_page& page, int64_t stream, int64_t first) {
         for (int64_t i = 0; i < std::min(kPageCells, n_kv_ - first); ++i) {
             if ((page.written >> i & 1) == 0) continue;

@@ -1,6 +1,7 @@
 #include "mixed-kv-bench/verify.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <stdexcept>
 
@@ -33,6 +34,8 @@ std::vector<double> stored_head(const mixed_kv_api& api, const ggml_tensor* t, K
                                 int head, const AttentionShape& shape) {
     mixed_kv_tensor_info info = {};
     if (api.tensor_info(t, &info) == 0) throw std::runtime_error("the plugin does not know its own tensor");
+    std::vector<std::array<PageBlock, Page::kMaxBlocks - 1>> more(
+        std::size_t((shape.n_kv + kPageTokens - 1) / kPageTokens));
     std::vector<Page> pages(std::size_t((shape.n_kv + kPageTokens - 1) / kPageTokens));
     for (std::size_t i = 0; i < pages.size(); ++i) {
         mixed_kv_page p = {};
@@ -43,6 +46,16 @@ std::vector<double> stored_head(const mixed_kv_api& api, const ggml_tensor* t, K
         pages[i].overlay = p.overlay;
         pages[i].data = static_cast<std::byte*>(const_cast<void*>(p.data));
         pages[i].overlay_rows = static_cast<fp16_t*>(const_cast<void*>(p.overlay_rows));
+        pages[i].n_blocks = std::uint8_t(p.n_blocks);
+        pages[i].more = more[i].data();
+        for (int b = 0; b < p.n_blocks; ++b) {
+            const mixed_kv_block& from = p.blocks[b];
+            PageBlock& block = pages[i].block(b);
+            block.data = static_cast<std::byte*>(const_cast<void*>(from.data));
+            block.cells = from.cells;
+            block.rotation = std::uint8_t(from.rotation);
+            while (cold_formats()[block.format].code_bits != from.code_bits) ++block.format;
+        }
     }
     PageTable table;
     table.pages = pages.data();

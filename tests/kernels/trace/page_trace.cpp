@@ -188,9 +188,15 @@ struct Cache {
         std::byte* first = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
         if (format != nullptr) format->check_block(role, head_dim, first);
         for (int i = 0; i < kPages; ++i) {
-            pages[std::size_t(i)].state = is_cold() ? PageState::cold : PageState::hot;
-            pages[std::size_t(i)].written = ~std::uint64_t{0};
-            pages[std::size_t(i)].data = first + std::size_t(i) * bytes;
+            Page& page = pages[std::size_t(i)];
+            page.state = is_cold() ? PageState::cold : PageState::hot;
+            page.written = ~std::uint64_t{0};
+            page.data = first + std::size_t(i) * bytes;
+            if (!is_cold()) continue;
+            page.n_blocks = 1;
+            page.first.data = page.data;
+            page.first.cells = page.written;
+            page.first.format = static_cast<std::uint8_t>(table.layout.format_index);
         }
         table.pages = pages.data();
         table.n_pages = kPages;
