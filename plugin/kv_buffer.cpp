@@ -11,6 +11,7 @@
 #include "log.h"
 #include "mixed_kv/error.h"
 #include "report.h"
+#include "restore_threads.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -145,6 +146,7 @@ void KvBuffer::make_tensor(KvEntry& entry, int row_elements) {
     config.kernels = &kernel_set_in_use();
     config.arena = &arena_;
     config.tracker = entry.tracker;
+    config.parallel = run_on_all_processors;
     if (entry.tensor != nullptr && entry.tensor->config().format == config.format) return;
     entry.tensor = std::make_unique<KvTensor>(config);
 }

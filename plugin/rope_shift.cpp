@@ -1,6 +1,7 @@
 #include "rope_shift.h"
 
 #include <algorithm>
+#include <cmath>
 #include <unordered_map>
 
 namespace mixed_kv::plugin {
@@ -15,6 +16,17 @@ bool rotary_pairs(const ggml_tensor* op, std::size_t row_offset, RotaryPairs& pa
     return op->nb[0] == sizeof(fp16_t) && op->nb[1] % sizeof(fp16_t) == 0 && n_dims > 0 &&
            pairs.first + n_dims <= head_dim && first + n_dims <= op->ne[0];
 }
+
+namespace {
+
+// YaRN's attention factor is part of a key since it was written; a key that moves must not get it again
+// (docs/adr/0022-a-row-is-rounded-once.md). A turn that has length 1 but for rounding stays the host's.
+float to_unit_length(float c, float s) noexcept {
+    const float squares = c * c + s * s;
+    return std::fabs(squares - 1.0f) <= 1e-5f || !(squares > 0.0f) ? 1.0f : 1.0f / std::sqrt(squares);
+}
+
+}  // namespace
 
 std::shared_ptr<const KeyShifts::Cells> KeyShifts::read_cells(const ggml_tensor* shifts) {
     if (last_cells_ != nullptr && last_cells_->input == shifts->data &&
@@ -88,10 +100,11 @@ ggml_status KeyShifts::read_turns(const ggml_tensor* op, const RotaryPairs& pair
     if (status != GGML_STATUS_SUCCESS) return status;
     turns.resize(n * 2 * n_pairs);
     for (std::size_t i = 0; i < n; ++i) {
-        for (std::size_t which = 0; which < 2; ++which) {
-            for (std::size_t pair = 0; pair < n_pairs; ++pair) {
-                turns[(i * 2 + which) * n_pairs + pair] = out[i * width + channel(pair, which)];
-            }
+        for (std::size_t pair = 0; pair < n_pairs; ++pair) {
+            const float c = out[i * width + channel(pair, 0)], s = out[i * width + channel(pair, 1)];
+            const float scale = to_unit_length(c, s);
+            turns[2 * i * n_pairs + pair] = c * scale;
+            turns[(2 * i + 1) * n_pairs + pair] = s * scale;
         }
     }
     return GGML_STATUS_SUCCESS;

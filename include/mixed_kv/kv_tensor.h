@@ -34,9 +34,11 @@ class WindowTracker;
 // row, whatever is written, removed, copied or shifted around it (docs/adr/0022-a-row-is-rounded-once.md):
 //   - A page freezes when every cell of it is written, none is in the tracker's window and the write at hand
 //     leaves it alone. Sinks, and rows far larger than the others, become overlay rows.
-//   - Blocks never change. A row written into a cold page becomes an overlay row. When no cell of the page is in
+//   - Blocks never change. A row written into a cold page becomes an overlay row. When no cell of the page is
+//   in
 //     the window and overlay rows that were never encoded are worth a block, they get one of their own.
-//   - A block that holds no more rows than its bytes would in FP16 gives them to the overlay as they decode, and
+//   - A block that holds no more rows than its bytes would in FP16 gives them to the overlay as they decode,
+//   and
 //     they stay there. A page without blocks is hot again.
 //   - Rows that a host writes (a restored state) are encoded by 64 in the order in which they come, wherever
 //     page borders are, so that a state that is saved and restored again finds its codes again.
@@ -136,7 +138,7 @@ class KvTensor {
     const Config& config() const noexcept { return config_; }
 
   private:
-    struct Work;   // what begin_write plans and the jobs do
+    struct Work;     // what begin_write plans and the jobs do
     struct Bytes;    // source of a host write
     struct Restore;  // rows that a host writes one after the other
     struct Change;   // what can become of a page

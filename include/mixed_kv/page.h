@@ -29,11 +29,11 @@ enum class PageState : std::uint8_t {
 // that a restored state brought at cells which are not those of a page.
 struct PageBlock {
     std::byte* data = nullptr;
-    std::uint64_t cells = 0;     // of the page: those whose rows it holds. The others were written since, or
-                                 // are kept exactly; what it has in their places is of no use.
+    std::uint64_t cells = 0;  // of the page: those whose rows it holds. The others were written since, or
+                              // are kept exactly; what it has in their places is of no use.
     std::uint32_t* users = nullptr;  // [2] of a block that pages share: how many do, cells in all; else null
-    std::uint8_t rotation = 0;   // cell t of the page is row (t - rotation) mod 64
-    std::uint8_t format = 0;     // index in cold_formats()
+    std::uint8_t rotation = 0;       // cell t of the page is row (t - rotation) mod 64
+    std::uint8_t format = 0;         // index in cold_formats()
 
     int row_of(int cell) const noexcept { return (cell - rotation) & (kPageTokens - 1); }
 };
@@ -48,8 +48,8 @@ struct Page {
     std::uint32_t shift_groups = 0;  // cold keys: groups of PageTable::shifts in use
     std::uint64_t written = 0;       // cells that hold a row; others read as zero
     std::uint64_t overlay = 0;       // cold only: cells whose row is in overlay_rows
-    std::uint64_t settled = 0;       // written cells whose row is not to be encoded: it was, or a state brought it
-    std::byte* data = nullptr;       // hot, pinned: rows, see PageState
+    std::uint64_t settled = 0;  // written cells whose row is not to be encoded: it was, or a state brought it
+    std::byte* data = nullptr;  // hot, pinned: rows, see PageState
     fp16_t* overlay_rows = nullptr;  // [popcount(overlay)][n_head][head_dim], in cell order
     PageBlock first;                 // cold
     PageBlock* more = nullptr;       // [kMaxBlocks - 1], cold pages with several blocks

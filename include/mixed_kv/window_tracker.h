@@ -40,11 +40,11 @@ class WindowTracker {
     // n_kv cells from cell 0. Query i of stream s belongs to token s * n_q + i of on_write when counts agree.
     void on_mask(std::uint64_t epoch, const MaskView& mask, int first_stream, int n_stream, std::int64_t n_q,
                  std::int64_t n_kv);
-    // Rows written from outside a graph (state restore), the rows of a sequence in its order, at any cells: they
-    // become unprotected except the last `window` of them; the first `sinks` of more than window + sinks become
-    // sinks (fewer stay protected as a whole). Calls for one tensor and stream continue each other until a graph,
-    // or a write of another tensor, comes between, or one begins again at the first cell. Whether this call
-    // continued one.
+    // Rows written from outside a graph (state restore), the rows of a sequence in its order, at any cells:
+    // they become unprotected except the last `window` of them; the first `sinks` of more than window + sinks
+    // become sinks (fewer stay protected as a whole). Calls for one tensor and stream continue each other
+    // until a graph, or a write of another tensor, comes between, or one begins again at the first cell.
+    // Whether this call continued one.
     bool on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor = nullptr);
     // Copies what is known of the source cells (stream copy). Overlapping ranges behave like memmove.
     void on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells);
@@ -87,15 +87,15 @@ class WindowTracker {
     std::uint64_t write_epoch_ = UINT64_MAX;
     std::uint64_t mask_epoch_ = UINT64_MAX;
     std::uint32_t order_ = 0;
-    std::uint32_t graph_ = 0;                             // evidence of the current graph
+    std::uint32_t graph_ = 0;  // evidence of the current graph
     // The restore in progress.
     struct Run {
         bool is_open = false;
         const void* tensor = nullptr;
         int stream = -1;
-        std::int64_t first_cell = -1;     // global
+        std::int64_t first_cell = -1;  // global
         std::int64_t n_rows = 0;
-        std::vector<std::int64_t> held;   // global cells that it protects, in order, from first_held on
+        std::vector<std::int64_t> held;  // global cells that it protects, in order, from first_held on
         std::size_t first_held = 0;
     };
     Run run_;

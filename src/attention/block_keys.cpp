@@ -1,6 +1,6 @@
-// Cold keys that do not lie in their page as one block: several blocks, rows at other places than their cells, or
-// a K-shift still to apply. RoPE is linear in pairs of channels, so q times a turned key is the query turned the
-// other way times the key as stored.
+// Cold keys that do not lie in their page as one block: several blocks, rows at other places than their
+// cells, or a K-shift still to apply. RoPE is linear in pairs of channels, so q times a turned key is the
+// query turned the other way times the key as stored.
 #include <algorithm>
 #include <bit>
 
@@ -35,8 +35,8 @@ void ItemRunner::score_cells(const PageBlock& block, std::uint64_t cells, const 
     }
 }
 
-// scores[r][t] of a cold page's blocks: each once, or once per group of cells that share a turn, each with its
-// own q. Cells that hold nothing read as zero.
+// scores[r][t] of a cold page's blocks: each once, or once per group of cells that share a turn, each with
+// its own q. Cells that hold nothing read as zero.
 void ItemRunner::block_scores(const PageStep& step) noexcept {
     const Page& page = *step.k;
     const PageTable& table = keys();

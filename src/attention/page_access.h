@@ -20,8 +20,8 @@ inline bool is_fp16(const Page& page) noexcept {
     return page.state == PageState::hot || page.state == PageState::pinned;
 }
 
-// The first head_dim channels of one head of a hot or pinned page: the first n_tokens cells (a pinned tensor may
-// end inside its last page).
+// The first head_dim channels of one head of a hot or pinned page: the first n_tokens cells (a pinned tensor
+// may end inside its last page).
 inline kernels::PageData fp16_data(const PageTable& table, const Page& page, int head, int head_dim,
                                    int n_tokens) noexcept {
     const PageLayout& layout = table.layout;

@@ -1,5 +1,5 @@
-// Kernels read K and V as they are stored, some query rows at a time, which follow each other, so that only the
-// first reads memory.
+// Kernels read K and V as they are stored, some query rows at a time, which follow each other, so that only
+// the first reads memory.
 #include <algorithm>
 #include <bit>
 
@@ -28,12 +28,8 @@ void ItemRunner::stored_scores(const PageStep& step) noexcept {
                       : block_data(table, page.first, tile_->head_kv, args_.head_dim_k);
     for (int row = 0; row < n_rows_; row += block) {
         const int n_rows = std::min(block, n_rows_ - row);
-        kernels::QkArgs qk{data,
-                           s_.q + row * sizes_.q_stride,
-                           sizes_.q_stride,
-                           n_rows,
-                           s_.scores + row * kPageTokens,
-                           s_.kernel};
+        kernels::QkArgs qk{data,   s_.q + row * sizes_.q_stride,  sizes_.q_stride,
+                           n_rows, s_.scores + row * kPageTokens, s_.kernel};
         // FP16 pages wait for memory: while scores are computed the values are fetched, and then the next
         // keys.
         qk.keys.next = fp16_pair(step) ? values().layout.head_data(*step.v, tile_->head_kv)

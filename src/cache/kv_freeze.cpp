@@ -131,7 +131,8 @@ void KvTensor::release_planned(std::size_t f) noexcept {
     Page& after = freeze.after;
     if (after.state == PageState::hot) config_.arena->release(after.data, hot_bytes());
     if (after.state != PageState::cold) return;
-    for (int i = freeze.n_kept; i < after.n_blocks; ++i) config_.arena->release(after.block(i).data, cold_bytes());
+    for (int i = freeze.n_kept; i < after.n_blocks; ++i)
+        config_.arena->release(after.block(i).data, cold_bytes());
     config_.arena->release(reinterpret_cast<std::byte*>(after.overlay_rows), overlay_bytes(after.overlay));
     delete[] after.more;
 }
@@ -225,7 +226,8 @@ void KvTensor::commit_freezes() noexcept {
         Page& page = pages_[freeze.page];
         page = freeze.after;
         const std::uint64_t exact = page.state == PageState::hot ? page.written : page.overlay;
-        if (page.state == PageState::hot && exact != ~std::uint64_t{0}) std::memset(page.data, 0, hot_bytes());
+        if (page.state == PageState::hot && exact != ~std::uint64_t{0})
+            std::memset(page.data, 0, hot_bytes());
         copy_exact_rows(freeze.before, page, exact & ~freeze.retired);
         for_each_cell(freeze.retired, [&](int t) {
             put_row(page, t, freeze.rows.data() + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
@@ -239,8 +241,8 @@ void KvTensor::commit_freezes() noexcept {
     }
 }
 
-// Encodes one head of a new block from the page's storage before the change. scratch: scratch_floats() when the
-// page was cold. False: the codec refused, the block is as before.
+// Encodes one head of a new block from the page's storage before the change. scratch: scratch_floats() when
+// the page was cold. False: the codec refused, the block is as before.
 bool KvTensor::encode_head(std::size_t f, int block_index, int head, float* scratch) noexcept {
     const Work::Freeze& freeze = work_->freezes[f];
     const HeadShape& shape = layout_.shape;

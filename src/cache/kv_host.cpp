@@ -131,7 +131,7 @@ void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16
                                std::uint64_t settled) {
     write_page(index, static_cast<std::size_t>(first) * layout_.row_bytes(),
                static_cast<std::size_t>(n) * layout_.row_bytes(),
-                   {reinterpret_cast<const std::byte*>(rows), 0});
+               {reinterpret_cast<const std::byte*>(rows), 0});
     if (!pinned()) pages_[index].settled |= settled;
 }
 

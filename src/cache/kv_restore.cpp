@@ -13,9 +13,9 @@
 #include "mixed_kv/page_arena.h"
 #include "mixed_kv/window_tracker.h"
 
-// Restored rows becoming blocks. Page borders do not matter to them: what a group of 64 rows shares is that they
-// came one after the other. Rows that are in no full group, or at cells that do not follow each other, stay
-// exact.
+// Restored rows becoming blocks. Page borders do not matter to them: what a group of 64 rows shares is that
+// they came one after the other. Rows that are in no full group, or at cells that do not follow each other,
+// stay exact.
 namespace mixed_kv {
 
 using cache::for_each_cell;
@@ -97,9 +97,9 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
     struct Group {
         std::int64_t first_cell = 0;
         const fp16_t* rows = nullptr;
-        std::vector<fp16_t> copy;    // when rows lie at an odd address
-        std::byte* data = nullptr;   // of its block
-        std::uint64_t counted = 0;   // rows of the block
+        std::vector<fp16_t> copy;   // when rows lie at an odd address
+        std::byte* data = nullptr;  // of its block
+        std::uint64_t counted = 0;  // rows of the block
         bool refused = false;
     };
     const HeadShape& shape = layout_.shape;
@@ -147,8 +147,7 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
                 for (int head = 0; head < shape.n_head && !group.refused; ++head) {
                     group.refused = !(is_key ? codec.encode_key : codec.encode_value)(
                         {group.rows + head * shape.head_dim, config_.row_elements, shape.head_dim,
-                         group.counted,
-                         group.data + static_cast<std::size_t>(head) * layout_.block_bytes});
+                         group.counted, group.data + static_cast<std::size_t>(head) * layout_.block_bytes});
                 }
             };
             if (config_.parallel && batch.size() > 1) {

@@ -228,7 +228,8 @@ void KvTensor::make_hot(std::uint32_t index, std::byte* hot, fp16_t* rows, float
     page.data = hot;
     page.written = written;
     page.settled = settled | in_blocks;
-    for (int t = 0; t < kPageTokens; ++t) put_row(page, t, rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
+    for (int t = 0; t < kPageTokens; ++t)
+        put_row(page, t, rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
     ++counters_.promotions;
     list_candidate(index);
 }

@@ -336,8 +336,12 @@ void KvTensor::decode_rows(std::uint32_t index, int first, int n, fp16_t* rows,
     const std::uint64_t wanted = (n == kPageTokens ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1)
                                  << first;
     const bool is_cold = page.state == PageState::cold;
-    const std::uint64_t exact = page.state == PageState::empty ? 0 : is_cold ? page.overlay : ~std::uint64_t{0};
-    const auto row = [&](int t) { return rows + static_cast<std::ptrdiff_t>(t - first) * shape.row_elements(); };
+    const std::uint64_t exact = page.state == PageState::empty ? 0
+                                : is_cold                      ? page.overlay
+                                                               : ~std::uint64_t{0};
+    const auto row = [&](int t) {
+        return rows + static_cast<std::ptrdiff_t>(t - first) * shape.row_elements();
+    };
     for_each_cell(wanted & ~exact & ~page.block_cells(),
                   [&](int t) { std::memset(row(t), 0, layout_.row_bytes()); });
     const bool is_key = layout_.role == KvRole::key;

@@ -25,18 +25,18 @@ struct KvTensor::Work {
         std::byte* hot;   // new storage of an empty or promoted page
         fp16_t* overlay;  // new overlay array of a cold page that outgrows its own
     };
-    // A page that gets blocks, or gives some up. `before` keeps the storage that the encode jobs read; what of it
-    // is not in `after` is released by finish_freezes().
+    // A page that gets blocks, or gives some up. `before` keeps the storage that the encode jobs read; what
+    // of it is not in `after` is released by finish_freezes().
     struct Freeze {
         std::uint32_t page = 0;
         Page before, after;
         PageShift shift_before;
-        int n_kept = 0;                 // blocks of `before` that are the first of `after`
-        int n_retired = 0;              // the others of `before`
-        std::uint64_t retired = 0;      // their cells
-        std::vector<fp16_t> rows;       // and rows, [64][row_elements]; those of other cells are not set
+        int n_kept = 0;                    // blocks of `before` that are the first of `after`
+        int n_retired = 0;                 // the others of `before`
+        std::uint64_t retired = 0;         // their cells
+        std::vector<fp16_t> rows;          // and rows, [64][row_elements]; those of other cells are not set
         PageBlock gone[Page::kMaxBlocks];  // [n_retired]
-        bool encoded = false;           // already while planning
+        bool encoded = false;              // already while planning
         std::uint8_t refused = 0;
     };
     struct Encode {
@@ -84,9 +84,9 @@ struct KvTensor::Work {
 
 // What can become of a page.
 struct KvTensor::Change {
-    bool drop = false;              // nothing, until it is written again
-    unsigned retire = 0;            // bit i: block i gives its rows up
-    cache::RowClasses new_blocks;   // cells of exact rows to be encoded
+    bool drop = false;             // nothing, until it is written again
+    unsigned retire = 0;           // bit i: block i gives its rows up
+    cache::RowClasses new_blocks;  // cells of exact rows to be encoded
     bool any() const noexcept { return retire != 0 || new_blocks.n != 0; }
 };
 

@@ -8,8 +8,8 @@ namespace mixed_kv::cache {
 
 namespace {
 
-// 2^15 as binary16: what a block makes of such values may be beyond the largest, 65504. Infinities and NaNs are
-// above it, too.
+// 2^15 as binary16: what a block makes of such values may be beyond the largest, 65504. Infinities and NaNs
+// are above it, too.
 constexpr std::uint16_t kTooLarge = 0x7800;
 
 }  // namespace
@@ -67,7 +67,7 @@ RowClasses RowSizes::classes(int min_rows, bool is_key) const noexcept {
     for (int i = 0; i < n; ++i) {
         const float size = sizes_[order[i]];
         const bool is_number = size < std::numeric_limits<float>::infinity();
-        const bool leaps = size > kFarLarger * last && (last > 0.0f || !is_number);
+        const bool leaps = size > kLeap * last && (last > 0.0f || !is_number);
         if (n_groups == 0 || leaps) ++n_groups;
         Group& group = groups[n_groups - 1];
         group.cells |= std::uint64_t{1} << order[i];

@@ -8,9 +8,9 @@
 // massive activation, a sink in mid-text, a foreign sequence's) would take the others' precision away.
 namespace mixed_kv::cache {
 
-// A row is far larger than another when its largest magnitude, taken relative to the median of its head, is
-// more than this many times the other's. Rows of one sequence of ordinary text are within 2 to 3.
-inline constexpr float kFarLarger = 4.0f;
+// Sizes that leap by more than this factor, when rows are sorted by size, part rows that must not share a
+// block. Rows of one sequence of ordinary text lie closer (bundled models: docs/quality.md).
+inline constexpr float kLeap = 2.5f;
 
 // Rows smaller than most that are kept beside a block of larger keys, at the most; more join it.
 inline constexpr int kMostSmallRows = 8;
@@ -28,7 +28,8 @@ struct RowClasses {
     }
 };
 
-// The sizes of up to 64 rows: per head the largest magnitude over the median row's, then the largest over heads.
+// The sizes of up to 64 rows: per head the largest magnitude over the median row's, then the largest over
+// heads.
 class RowSizes {
   public:
     explicit RowSizes(std::uint64_t cells) noexcept : cells_(cells) {}

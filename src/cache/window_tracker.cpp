@@ -291,13 +291,15 @@ bool WindowTracker::on_restore(std::int64_t first_cell, std::int64_t n_cells, co
         run_.held.clear();
         run_.first_held = 0;
     };
-    const bool continues = run_.is_open && run_.tensor == tensor &&
-                           (n_cells == 0 || (stream_of(first_cell) == run_.stream && first_cell != run_.first_cell));
+    const bool continues =
+        run_.is_open && run_.tensor == tensor &&
+        (n_cells == 0 || (stream_of(first_cell) == run_.stream && first_cell != run_.first_cell));
     if (!continues) begin_run(n_cells == 0 ? -1 : stream_of(first_cell));
     if (n_cells == 0) return continues;
     begin_graph();
     for (std::int64_t cell = first_cell; cell < first_cell + n_cells; ++cell) {
-        if (stream_of(cell) != run_.stream) {  // a range may cross streams; each part is a sequence of its own
+        if (stream_of(cell) !=
+            run_.stream) {  // a range may cross streams; each part is a sequence of its own
             enforce_bound(run_.stream);
             begin_run(stream_of(cell));
         }

@@ -248,7 +248,8 @@ std::vector<double> read_head(const PageTable& table, int head, std::int64_t n_c
                                                                    part.data + std::size_t(head) * bytes);
                     for (std::size_t t = 0; t < n_rows; ++t) {
                         if ((part.cells >> t & 1) == 0) continue;
-                        std::copy_n(block.data() + std::size_t(part.row_of(int(t))) * dim, dim, rows + t * dim);
+                        std::copy_n(block.data() + std::size_t(part.row_of(int(t))) * dim, dim,
+                                    rows + t * dim);
                     }
                 }
                 const fp16_t* overlay = page.overlay_rows;

@@ -53,7 +53,10 @@ struct KvDriver {
     }
     // One graph: row i goes to cells[i] and belongs to sequence[i].
     void decode(const std::vector<std::int64_t>& cells, const std::vector<int>& sequence) {
-        const std::vector<float> rows = random_rows(cells.size(), spec.sigma);
+        decode_rows(cells, sequence, random_rows(cells.size(), spec.sigma));
+    }
+    void decode_rows(const std::vector<std::int64_t>& cells, const std::vector<int>& sequence,
+                     const std::vector<float>& rows) {
         tracker.on_write(++epoch, cells);
         write_rows(tensor, cells, {rows.data(), spec.shape.row_elements() * 4, false});
         for (std::size_t i = 0; i < cells.size(); ++i) model.write_row(cells[i], &rows[i * row_elements()]);

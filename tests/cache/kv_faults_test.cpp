@@ -34,8 +34,9 @@ void encode_shifted(KvDriver& cache, std::int64_t index, int shift) {
     }
     for (int head = 0; head < layout.shape.n_head; ++head) {
         const auto& codec = cache.tensor.config().kernels->formats[layout.format_index];
-        codec.encode_key({rows.data() + head * 32, row, 32, ~std::uint64_t{0},
-                          page(cache, index).first.data + static_cast<std::size_t>(head) * layout.block_bytes});
+        codec.encode_key(
+            {rows.data() + head * 32, row, 32, ~std::uint64_t{0},
+             page(cache, index).first.data + static_cast<std::size_t>(head) * layout.block_bytes});
     }
 }
 

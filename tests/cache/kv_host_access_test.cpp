@@ -39,8 +39,8 @@ TEST(KvHostAccess, RestoreFreezesAsItGoes) {
             if (piece >= 10007 || at % 50 == 0) cache.expect_sound(false);
         }
         cache.expect_sound(false);
-        // Cells 10 .. 909: 13 groups of 64 rows, whose borders are not those of pages; four sinks; the last 64 rows
-        // are protected, and four that fill no group are exact, too.
+        // Cells 10 .. 909: 13 groups of 64 rows, whose borders are not those of pages; four sinks; the last
+        // 64 rows are protected, and four that fill no group are exact, too.
         EXPECT_EQ(cache.states(), "cccccccccccccch.");
         EXPECT_EQ(cache.page(0).overlay, 0xfu << 10);
         EXPECT_EQ(cache.page(0).written, ~std::uint64_t{0} << 10);

@@ -165,7 +165,8 @@ void KvModel::fail(std::size_t page, const std::string& what) {
 
 void KvModel::decode(const std::byte* data, int bits, std::vector<fp16_t>& rows) const {
     const PageLayout layout = tensor_.layout();
-    const auto format = static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
+    const auto format =
+        static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
     const auto& set = *tensor_.config().kernels;
     const int head_dim = layout.shape.head_dim, n_head = layout.shape.n_head;
     rows.assign(static_cast<std::size_t>(kPageTokens) * static_cast<std::size_t>(n_head * head_dim), 0);
@@ -191,9 +192,11 @@ void KvModel::decode(const std::byte* data, int bits, std::vector<fp16_t>& rows)
 }
 
 // What the codec makes of rows [64][row_elements]; empty when it refuses.
-std::vector<std::byte> KvModel::encode(const std::vector<fp16_t>& rows, int bits, std::uint64_t counted) const {
+std::vector<std::byte> KvModel::encode(const std::vector<fp16_t>& rows, int bits,
+                                       std::uint64_t counted) const {
     const PageLayout layout = tensor_.layout();
-    const auto format = static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
+    const auto format =
+        static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
     const auto& codec = tensor_.config().kernels->formats[format];
     const int row_elements = layout.shape.row_elements();
     const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
@@ -231,8 +234,8 @@ void KvModel::check_codec_error(std::size_t index, const std::byte* data, int bi
     const fp16_t* truth = truth_rows.data();
     for (int head = 0; head < n_head; ++head) {
         if (layout.role == KvRole::key) {
-            const formats::BlockReader reader(
-                bits, KvRole::key, head_dim, data + static_cast<std::size_t>(head) * layout.block_bytes);
+            const formats::BlockReader reader(bits, KvRole::key, head_dim,
+                                              data + static_cast<std::size_t>(head) * layout.block_bytes);
             for (int d = 0; d < head_dim; ++d) {
                 double low = INFINITY, high = -INFINITY;
                 for (int t = 0; t < kPageTokens; ++t) {
@@ -376,7 +379,8 @@ void KvModel::check_first_rounding(const Block& block, std::uint64_t counted,
         const auto stream = static_cast<int>(cell / n_cells);
         const std::int64_t page = cell % n_cells / kPageTokens;
         const auto t = static_cast<int>(cell % n_cells % kPageTokens);
-        if (is_graph && touched_[index_of(cell)] != 0) fail(block.page, "encoded by the graph that writes to it");
+        if (is_graph && touched_[index_of(cell)] != 0)
+            fail(block.page, "encoded by the graph that writes to it");
         if (has(tracker_->window_cells(stream, page), t)) fail(block.page, "a row of the window was encoded");
         if (has(tracker_->sink_cells(stream, page), t)) fail(block.page, "a sink was encoded");
     }
@@ -503,6 +507,7 @@ std::vector<std::string> KvModel::check(bool is_graph) {
         live[block.data] = std::popcount(block.rows);
     }
     live_ = std::move(live);
+    if (is_graph && memory_is_ample_) check_memory();
     std::vector<fp16_t> read(rows_.size());
     tensor_.read_bytes(0, read.data(), read.size() * sizeof(fp16_t));
     const int row_elements = tensor_.config().row_elements;
@@ -518,6 +523,20 @@ std::vector<std::string> KvModel::check(bool is_graph) {
     return problems_;
 }
 
+// The worst case of docs/memory.md. Blocks that this graph has taken rows from may stay until the next one.
+void KvModel::check_memory() {
+    const PageLayout layout = tensor_.layout();
+    std::size_t bound = 0;
+    for (std::size_t index = 0; index < touched_.size(); ++index) {
+        if (page_of(first_cell(index)).state == PageState::empty) continue;
+        bound += (kPageTokens + 15) * layout.row_bytes() + 64;
+        if (touched_[index] != 0)
+            bound += Page::kMaxBlocks * layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    }
+    if (live_bytes() > bound)
+        fail(0, std::to_string(live_bytes()) + " bytes, at most " + std::to_string(bound) + " are allowed");
+}
+
 std::size_t KvModel::live_bytes() const {
     constexpr int kCapacities[] = {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64};
     const PageLayout layout = tensor_.layout();
@@ -531,8 +550,8 @@ std::size_t KvModel::live_bytes() const {
             *std::lower_bound(std::begin(kCapacities), std::end(kCapacities), std::popcount(page.overlay));
         bytes += rounded(static_cast<std::size_t>(rows) * layout.row_bytes());
     }
-    return bytes + blocks().size() *
-                       rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head));
+    return bytes +
+           blocks().size() * rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head));
 }
 
 void write_rows(KvTensor& tensor, const std::vector<std::int64_t>& cells, const KvTensor::RowSource& source) {

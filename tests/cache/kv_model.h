@@ -27,7 +27,8 @@ struct QuarterTurns {
 
 // What a KvTensor must hold, as a plain array of rows that is written along with it. It knows nothing of
 // freezing: it looks at the pages after each operation and judges whether each change was allowed. A row may
-// turn into what a block makes of it once; from then on it must read the same, bit for bit, until it is written.
+// turn into what a block makes of it once; from then on it must read the same, bit for bit, until it is
+// written.
 class KvModel {
   public:
     // tracker: the one whose windows and sinks the tensor has to respect; null for f16.
@@ -77,6 +78,7 @@ class KvModel {
     std::vector<std::byte> encode(const std::vector<fp16_t>& rows, int bits, std::uint64_t counted) const;
     void check_codec_error(std::size_t index, const std::byte* data, int bits, std::uint64_t counted,
                            const std::vector<fp16_t>& truth, const std::vector<fp16_t>& decoded);
+    void check_memory();
     bool is_stored(std::int64_t cell) const;
     int block_rows() const;  // FP16 rows that take the memory of a block
     void fail(std::size_t page, const std::string& what);

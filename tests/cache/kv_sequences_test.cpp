@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <vector>
@@ -70,7 +71,8 @@ TEST(KvSequences, HolesAreFilledWithoutTouchingNeighbours) {
     ASSERT_EQ(cache.page(1).state, PageState::cold);
     const auto bytes = cache.tensor.layout().block_bytes * 2;
     std::vector<std::vector<std::byte>> before;
-    for (int p = 0; p < 2; ++p) before.emplace_back(cache.page(p).first.data, cache.page(p).first.data + bytes);
+    for (int p = 0; p < 2; ++p)
+        before.emplace_back(cache.page(p).first.data, cache.page(p).first.data + bytes);
     cache.sequences[1].clear();
     std::vector<std::int64_t> holes;
     for (std::int64_t i = 5; i < 128; i += 10) holes.push_back(i);
@@ -108,6 +110,60 @@ TEST(KvSequences, BoundHoldsForManyForgottenSequences) {
     EXPECT_LE(cache.tracker.n_window_cells(0), 512 + 80);
     EXPECT_TRUE(exact(cache, 49 * 80 + 79));
     EXPECT_FALSE(exact(cache, 40));
+}
+
+// Relative RMS of the rows of an idle sequence at even cells, when rows `size` times as large come into the
+// gaps between them, by a restore or by a graph.
+double error_beside(float size, const std::string& format, KvRole role, bool restored) {
+    KvDriver cache({.role = role, .n_cells = 512, .format = format, .window = 16, .sinks = 0});
+    std::vector<std::int64_t> even, odd;
+    for (std::int64_t i = 0; i < 256; i += 2) {
+        even.push_back(i);
+        odd.push_back(i + 1);
+    }
+    cache.decode(even, std::vector<int>(even.size(), 0));
+    const std::vector<fp16_t> exact(cache.model.rows());
+    const std::vector<float> foreign = cache.random_rows(odd.size(), size);
+    const std::size_t row_elements = cache.row_elements();
+    if (restored) {
+        for (std::size_t i = 0; i < odd.size(); ++i) {
+            std::vector<fp16_t> row(row_elements);
+            for (std::size_t c = 0; c < row_elements; ++c)
+                row[c] = fp32_to_fp16(foreign[i * row_elements + c]);
+            cache.write_bytes(static_cast<std::size_t>(odd[i]) * cache.row_bytes(), row, 0,
+                              cache.row_bytes());
+        }
+    } else {
+        cache.decode_rows(odd, std::vector<int>(odd.size(), 1), foreign);
+    }
+    cache.decode_run(256, 100, 2);  // others go on, and what can freeze does
+    cache.decode_run(356, 1, 2);
+    double difference = 0, squares = 0;
+    for (const std::int64_t cell : even) {
+        for (std::size_t c = 0; c < row_elements; ++c) {
+            const auto at = static_cast<std::size_t>(cell) * row_elements + c;
+            const double truth = fp16_to_fp32(exact[at]);
+            difference += std::pow(fp16_to_fp32(cache.model.rows()[at]) - truth, 2);
+            squares += truth * truth;
+        }
+    }
+    return std::sqrt(difference / squares);
+}
+
+TEST(KvSequences, ForeignRowsDoNotCoarsenAnIdleSequence) {
+    for (const char* format : {"q8", "q6", "q5", "q4", "q3", "q2"}) {
+        for (const KvRole role : {KvRole::key, KvRole::value}) {
+            const double beside_like = error_beside(1.0f, format, role, false);
+            EXPECT_GT(beside_like, 1e-4) << "nothing was rounded: this test tests nothing";
+            for (const float size : {0.01f, 5.0f, 20.0f, 100.0f, 1024.0f}) {
+                for (const bool restored : {false, true}) {
+                    EXPECT_LE(error_beside(size, format, role, restored), 1.2 * beside_like)
+                        << format << (role == KvRole::key ? " keys" : " values") << " beside rows " << size
+                        << " times as large, " << (restored ? "restored" : "written");
+                }
+            }
+        }
+    }
 }
 
 }  // namespace

@@ -100,7 +100,8 @@ TEST(KvShift, BlocksStayAndRowsTurn) {
         ASSERT_EQ(states, "cccch..");
         std::vector<std::vector<std::byte>> blocks;
         const std::size_t bytes = cache.tensor.layout().block_bytes * 2;
-        for (int p = 0; p < 4; ++p) blocks.emplace_back(cache.page(p).first.data, cache.page(p).first.data + bytes);
+        for (int p = 0; p < 4; ++p)
+            blocks.emplace_back(cache.page(p).first.data, cache.page(p).first.data + bytes);
 
         const Rope rope(cache.spec.shape, pairs, all(400), {-37});
         rope.apply(cache.tensor);
@@ -118,7 +119,8 @@ TEST(KvShift, BlocksStayAndRowsTurn) {
                           to_double(before, cell, 64)[static_cast<std::size_t>(i)]);
         }
         for (std::size_t p = 0; p < 4; ++p) {
-            EXPECT_EQ(std::memcmp(cache.page(static_cast<std::int64_t>(p)).first.data, blocks[p].data(), bytes), 0);
+            EXPECT_EQ(
+                std::memcmp(cache.page(static_cast<std::int64_t>(p)).first.data, blocks[p].data(), bytes), 0);
         }
         // And back: nothing is left.
         Rope(cache.spec.shape, pairs, all(400), {37}).apply(cache.tensor);
@@ -398,7 +400,10 @@ TEST_P(ShiftedAttention, EqualsTheReference) {
                     for (int head = 0; head < 2; ++head) {
                         if (page.state == PageState::cold) {
                             set->formats[kt.layout.format_index].decode_key(
-                                {{kt.layout.head_data(page.first, head), 0, 64, 64}, block.data(), 64, false});
+                                {{kt.layout.head_data(page.first, head), 0, 64, 64},
+                                 block.data(),
+                                 64,
+                                 false});
                         }
                         for (int t = 0; t < 64 && p * 64 + t < 641; ++t) {
                             double* key = &keys[static_cast<std::size_t>((p * 64 + t) * 128 + head * 64)];

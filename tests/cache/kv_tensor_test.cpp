@@ -104,7 +104,8 @@ TEST(KvTensor, WritesIntoColdPagesGoToTheOverlay) {
     EXPECT_EQ(std::memcmp(cache.page(2).first.data, before.data(), bytes), 0)
         << "rows nobody wrote keep their block";
     EXPECT_EQ(cache.tensor.counters().reencodes, 0u);
-    // Going on to the page's end and 40 rows beyond: the new rows leave the window and get a block of their own.
+    // Going on to the page's end and 40 rows beyond: the new rows leave the window and get a block of their
+    // own.
     cache.decode_one_by_one(160, 32 + 40);
     EXPECT_EQ(cache.page(2).n_blocks, 2);
     EXPECT_EQ(cache.page(2).overlay, 0u);

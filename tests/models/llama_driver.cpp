@@ -165,6 +165,11 @@ Context::Context(const Model& model, const ContextOptions& options)
     params.swa_full = options.swa_full;
     params.offload_kqv = options.offload_kqv;
     params.flash_attn_type = options.flash_attn;
+    if (options.yarn_factor > 0) {
+        params.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN;
+        params.rope_freq_scale = 1.0f / options.yarn_factor;
+        params.yarn_orig_ctx = std::uint32_t(float(options.n_ctx) / options.yarn_factor);
+    }
     params.type_k = options.type_k;
     params.type_v = options.type_v;
     params.cb_eval = options.eval_callback;

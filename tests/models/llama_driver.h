@@ -97,6 +97,7 @@ struct ContextOptions {
     ggml_type type_k = GGML_TYPE_F16;
     ggml_type type_v = GGML_TYPE_F16;
     Threadpool threadpool = Threadpool::kNone;
+    float yarn_factor = 0.0f;  ///< > 0: positions stretched by YaRN, n_ctx / factor of them as trained
     ggml_backend_sched_eval_callback eval_callback = nullptr;
     void* eval_callback_data = nullptr;
 };

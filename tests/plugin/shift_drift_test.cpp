@@ -14,6 +14,7 @@
 
 #include "plugin_test.h"
 #include "random_model.h"
+#include "saved_rows.h"
 
 using namespace mixed_kv::test;
 
@@ -21,61 +22,6 @@ namespace {
 
 constexpr int kShifts = 64;
 constexpr std::size_t kTokens = 384;
-
-// Keys of one context: [layer][cell][row_elements] of sequence 0, as floats in the model's basis.
-struct Keys {
-    std::size_t n_cells = 0, row_elements = 0;
-    std::vector<std::vector<float>> layers;
-};
-
-// llama.cpp rotates quantized keys by a Hadamard matrix of 64 (for heads of 64), which is its own inverse.
-void hadamard64(float* x) {
-    for (int step = 1; step < 64; step *= 2) {
-        for (int i = 0; i < 64; ++i) {
-            if ((i & step) != 0) continue;
-            const float a = x[i], b = x[i + step];
-            x[i] = a + b;
-            x[i + step] = a - b;
-        }
-    }
-    for (int i = 0; i < 64; ++i) x[i] *= 0.125f;
-}
-
-// From a saved sequence; its format is described at tools/mixed-kv-bench/synthetic_state.cpp.
-Keys keys_of(const Context& context) {
-    const std::vector<std::uint8_t> state = context.save_sequence(0);
-    std::size_t at = 0;
-    const auto take = [&](auto& value) {
-        std::memcpy(&value, state.data() + at, sizeof value);
-        at += sizeof value;
-    };
-    std::uint32_t word = 0, n_cells = 0, n_layers = 0;
-    take(word);
-    take(word);
-    take(word);
-    take(n_cells);
-    at += std::size_t(n_cells) * 12;
-    take(word);
-    take(n_layers);
-    Keys keys;
-    keys.n_cells = n_cells;
-    for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-        std::int32_t type = 0;
-        std::uint64_t row_bytes = 0;
-        take(type);
-        take(row_bytes);
-        const auto* traits = ggml_get_type_traits(ggml_type(type));
-        keys.row_elements = std::size_t(row_bytes) / traits->type_size * std::size_t(traits->blck_size);
-        std::vector<float> rows(n_cells * keys.row_elements);
-        traits->to_float(state.data() + at, rows.data(), std::int64_t(rows.size()));
-        if (type != GGML_TYPE_F16) {
-            for (std::size_t i = 0; i < rows.size(); i += 64) hadamard64(rows.data() + i);
-        }
-        at += std::size_t(row_bytes) * n_cells;
-        keys.layers.push_back(std::move(rows));
-    }
-    return keys;
-}
 
 // Moves every cell and has the host apply it: llama.cpp shifts with the next decode.
 void shift_all(Context& context, int delta) {
@@ -119,7 +65,7 @@ class ShiftDrift : public testing::TestWithParam<Architecture> {
     }
 
     // Relative RMS of the first `kTokens` keys against exact ones turned by a distance, over all layers.
-    double error(const Keys& keys, const Keys& exact, double distance) const {
+    double error(const SavedRows& keys, const SavedRows& exact, double distance) const {
         double difference = 0, size = 0;
         for (std::size_t layer = 0; layer < exact.layers.size(); ++layer) {
             for (std::size_t i = 0; i < kTokens * exact.row_elements; i += 64) {
@@ -164,17 +110,17 @@ TEST_P(ShiftDrift, KeysLoseNoMoreThanInTheHostsCaches) {
             // One more token, so that all pages of the prompt freeze.
             context->decode({20}, kTokens);
             context->remove(0, kTokens, -1);
-            const Keys before = keys_of(*context);
+            const SavedRows before = saved_keys(*context);
             mixed_kv_counters counters;
             plugin_api().counters(&counters);
             reencodes = counters.reencodes;
-            const Keys exact = keys_of(*start(host));
-            Keys first_layer = before, exact_layer = exact;
+            const SavedRows exact = saved_keys(*start(host));
+            SavedRows first_layer = before, exact_layer = exact;
             first_layer.layers.resize(1);
             exact_layer.layers.resize(1);
             first[is_ours] = error(first_layer, exact_layer, 0);
             for (int i = 0; i < kShifts; ++i) shift_all(*context, 5);
-            Keys after = keys_of(*context);
+            SavedRows after = saved_keys(*context);
             after.layers.resize(1);
             last[is_ours] = error(after, exact_layer, 5.0 * kShifts);
             plugin_api().counters(&counters);
@@ -203,7 +149,7 @@ TEST_P(ShiftDrift, ExactRowsTurnAsTheHostsDo) {
             shift_all(*actual, -3 + 8 * (shift % 2));
             if (shift != 1 && shift != kShifts) continue;
             // The first layer's keys follow from token and position alone.
-            const Keys a = keys_of(*expected), b = keys_of(*actual);
+            const SavedRows a = saved_keys(*expected), b = saved_keys(*actual);
             for (std::size_t cell = 0; cell < kTokens; ++cell) {
                 if (!all_hot && cell >= 4 && cell < kTokens - 64) continue;
                 for (std::size_t i = 0; i < a.row_elements; ++i) {
@@ -219,6 +165,55 @@ TEST_P(ShiftDrift, ExactRowsTurnAsTheHostsDo) {
         std::printf("%s, %s: %.4f %% of exact values equal the host's bit for bit\n", GetParam().preset,
                     all_hot ? "all hot" : "window and sinks", 100.0 * double(n_equal) / double(n_values));
         EXPECT_GT(double(n_equal), 0.99 * double(n_values));
+    }
+}
+
+// The host multiplies every key by YaRN's attention factor at each shift, moved or not. A key has it from the
+// start; the right key after a shift has the direction that the host gives it and the length that it had.
+TEST_P(ShiftDrift, KeysUnderYarnKeepTheirLengths) {
+    const Model host(path_, CacheOwner::kHost), ours(path_, CacheOwner::kPlugin);
+    configure("window=100000");
+    for (const std::size_t n_keep : {0u, 32u, 200u}) {
+        ContextOptions options;
+        options.n_ctx = 512;
+        options.n_ubatch = 64;
+        options.n_threads = 1;
+        options.yarn_factor = 4.0f;
+        SavedRows before, after[2];
+        for (const bool is_ours : {false, true}) {
+            Context context(is_ours ? ours : host, options);
+            context.decode(random_tokens(kTokens, 512, 7));
+            if (!is_ours) before = saved_keys(context);
+            context.shift(0, llama_pos(n_keep), -1, 3);
+            const llama_pos last = context.last_position(0);
+            context.decode({20}, last + 1);
+            context.remove(0, last + 1, -1);
+            after[is_ours] = saved_keys(context);
+        }
+        SavedRows ideal = after[0];
+        for (std::size_t layer = 0; layer < ideal.layers.size(); ++layer) {
+            for (std::size_t i = 0; i < kTokens * ideal.row_elements; i += 64) {
+                for (std::size_t pair = 0; pair < 32; ++pair) {
+                    const std::size_t a = i + (GetParam().interleaved ? 2 * pair : pair);
+                    const std::size_t b = GetParam().interleaved ? a + 1 : a + 32;
+                    const std::vector<float>& old = before.layers[layer];
+                    std::vector<float>& now = ideal.layers[layer];
+                    const double scale =
+                        std::hypot(old[a], old[b]) / std::max(1e-9, double(std::hypot(now[a], now[b])));
+                    now[a] = float(now[a] * scale);
+                    now[b] = float(now[b] * scale);
+                }
+            }
+        }
+        // Layers after the first have slightly different rows to begin with.
+        for (SavedRows* rows : {&ideal, &after[0], &after[1]}) rows->layers.resize(1);
+        const double theirs = relative_rms(after[0], ideal, 0, kTokens);
+        const double mine = relative_rms(after[1], ideal, 0, kTokens);
+        std::printf("%s, YaRN x 4, n_keep %zu: host %.5f, ours %.5f\n", GetParam().preset, n_keep, theirs,
+                    mine);
+        EXPECT_LE(mine, theirs);
+        EXPECT_LE(mine, 1e-3) << "rounding to binary16";
+        EXPECT_GT(theirs, 1e-2) << "the host has no attention factor here: this test tests nothing";
     }
 }
 

@@ -160,8 +160,8 @@ TEST(CodecReference, ReadsEveryPageState) {
     const auto value = [](int stream, std::int64_t cell, int head, int channel) {
         return std::sin(float(cell * 7 + head * 3 + channel + stream));
     };
-    for (const PageMix mix :
-         {PageMix::hot, PageMix::pinned, PageMix::cold, PageMix::cold_overlay, PageMix::all_states}) {
+    for (const PageMix mix : {PageMix::hot, PageMix::pinned, PageMix::cold, PageMix::cold_overlay,
+                              PageMix::blocks, PageMix::all_states}) {
         for (const KvRole role : {KvRole::key, KvRole::value}) {
             test::PageTensor::Spec spec;
             spec.role = role;
@@ -179,11 +179,11 @@ TEST(CodecReference, ReadsEveryPageState) {
                     ASSERT_EQ(rows.size(), std::size_t(n_cells * 64));
                     for (std::int64_t cell = 0; cell < n_cells; ++cell) {
                         const Page& page = table.pages[cell / kPageTokens];
-                        const bool in_block =
-                            page.state == PageState::cold && (page.overlay >> (cell % 64) & 1) == 0;
+                        const bool in_block = (page.block_cells() >> (cell % 64) & 1) != 0;
+                        const bool is_written = (page.written >> (cell % 64) & 1) != 0;
                         for (int c = 0; c < 64; ++c) {
                             const double expected =
-                                page.state == PageState::empty
+                                !is_written
                                     ? 0.0
                                     : double(fp16_to_fp32(fp32_to_fp16(value(stream, cell, head, c))));
                             ASSERT_NEAR(rows[std::size_t(cell * 64 + c)], expected, in_block ? 0.05 : 0.0);

@@ -175,7 +175,8 @@ void PageTensor::fill_blocks(Page& page, int n_blocks, const std::vector<fp16_t>
     more_.push_back(std::make_unique<PageBlock[]>(Page::kMaxBlocks - 1));
     page.more = more_.back().get();
     page.n_blocks = static_cast<std::uint8_t>(n_blocks);
-    if (n_blocks > 1 && page.written == ~std::uint64_t(0)) page.written &= ~(draw.next() & draw.next() & draw.next());
+    if (n_blocks > 1 && page.written == ~std::uint64_t(0))
+        page.written &= ~(draw.next() & draw.next() & draw.next());
     page.written |= page.overlay;
     std::uint64_t left = page.written & ~page.overlay;
     const kernels::FormatKernels& format = set.formats[layout_.format_index];
@@ -192,7 +193,8 @@ void PageTensor::fill_blocks(Page& page, int n_blocks, const std::vector<fp16_t>
         for (int t = 0; t < kPageTokens; ++t) {
             if ((block.cells >> t & 1) == 0) continue;
             counted |= std::uint64_t(1) << block.row_of(t);
-            std::copy_n(rows.begin() + t * row_elements, row_elements, own.begin() + block.row_of(t) * row_elements);
+            std::copy_n(rows.begin() + t * row_elements, row_elements,
+                        own.begin() + block.row_of(t) * row_elements);
         }
         for (std::size_t head = 0; head < n_head; ++head) {
             const bool stored = encode({own.data() + head * dim, row_elements, spec_.shape.head_dim, counted,

@@ -66,7 +66,8 @@ class Reader {
 
 void parse_stream(Reader& in, std::uint32_t n_cells, int cache, bool has_values, StateRows& rows) {
     for (std::uint32_t i = 0; i < n_cells; ++i) {
-        in.take<std::int32_t>();  // position
+        const auto position = in.take<std::int32_t>();
+        if (rows.tensors.empty()) rows.positions.push_back(position);
         in.skip(in.take<std::uint32_t>() * sizeof(std::int32_t));
     }
     if (in.take<std::uint32_t>() != 0) throw std::runtime_error("a saved state has transposed values");
@@ -105,6 +106,19 @@ StateRows parse_state(std::span<const std::uint8_t> state, bool whole, bool has_
         }
     }
     return rows;
+}
+
+std::map<std::int32_t, std::vector<std::vector<std::uint8_t>>> rows_by_position(
+    std::span<const std::uint8_t> state, bool has_values) {
+    const StateRows rows = parse_state(state, false, has_values);
+    std::map<std::int32_t, std::vector<std::vector<std::uint8_t>>> result;
+    for (const StateRows::Tensor& tensor : rows.tensors) {
+        for (std::size_t row = 0; row < rows.positions.size(); ++row) {
+            const std::uint8_t* from = state.data() + tensor.offset + row * tensor.row_bytes;
+            result[rows.positions[row]].emplace_back(from, from + tensor.row_bytes);
+        }
+    }
+    return result;
 }
 
 RowsError compare_states(std::span<const std::uint8_t> expected, std::span<const std::uint8_t> actual,

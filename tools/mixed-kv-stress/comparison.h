@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,8 +19,8 @@ namespace mixed_kv::tools {
 //
 // Cold storage of b bits: a code is at most half a step from its value, the step is the range of 64 values
 // over 2^b - 1, and the range of 64 values is taken as kRange times their root mean square (4.7 for a normal
-// distribution). Errors of e encodings (a restore, a rewritten page, and a K-shift that leaves a page with
-// many different shifts encode again) add up as independent ones do:
+// distribution). A row is encoded once when it leaves the window, and once more by a restore that brings it
+// in groups other than those it was encoded in; errors of e encodings add up as independent ones do:
 //     eps(b, e) = e * kRange^2 / (12 (2^b - 1)^2)
 // Rows of the first layer follow from token and position alone, so they are held to 4 eps relative to the
 // mean square of their tensor. Logits and later layers also carry what attention made of inexact rows: scores
@@ -60,7 +61,8 @@ struct StateRows {
         std::size_t offset, size;  // of its rows in the state
     };
     std::vector<Tensor> tensors;
-    std::size_t row_size_field = 0;  // offset of the first row size, for tests that damage it
+    std::vector<std::int32_t> positions;  // of the first stream's cells, in the order of rows
+    std::size_t row_size_field = 0;       // offset of the first row size, for tests that damage it
 };
 
 // has_values: false for MLA, which stores keys only. Throws std::runtime_error when the state is not laid out
@@ -72,6 +74,10 @@ struct RowsError {
     double nmse = 0;
     std::string where;
 };
+// The rows of one sequence's state by position, those of its tensors one after the other.
+std::map<std::int32_t, std::vector<std::vector<std::uint8_t>>> rows_by_position(
+    std::span<const std::uint8_t> state, bool has_values);
+
 // Compares two states that must have the same layout; everything but rows must be equal byte for byte. Throws
 // std::runtime_error when it is not.
 RowsError compare_states(std::span<const std::uint8_t> expected, std::span<const std::uint8_t> actual,

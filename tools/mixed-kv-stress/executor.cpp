@@ -133,6 +133,12 @@ void Executor::perform(const Op& op, std::size_t index, Random& random) {
             return pair.odd_bytes(random);
         case OpKind::fragment:
             return fragment(pair, random);
+        case OpKind::requests:
+            return requests(pair, random);
+        case OpKind::park:
+            return park(pair, random);
+        case OpKind::endless:
+            return endless(pair, random);
         case OpKind::abort_decode:
             return abort_decode(pair, random);
         case OpKind::recreate: {
@@ -293,6 +299,66 @@ void Executor::fragment(Pair& pair, Random& random) {
         if (!pair.cells().empty(s)) pair.remove(s, -1, -1);
     }
     for (int round = random.between(1, 3); round > 0; --round) decode_batch(pair, random, 60);
+}
+
+// Something of a sequence to keep, and room behind it. False: there is none.
+bool Executor::have_opening(Pair& pair, llama_seq_id s, int at_least, Random& random) {
+    if (pair.pending()) pair.probe(random);
+    if (pair.pending() || subject_.sliding_window) return false;
+    const int missing = at_least - (pair.cells().last(s) + 1);
+    if (missing > 0 && (int(pair.room(s)) < missing || !pair.append(s, missing, random))) return false;
+    return pair.room(s) >= 8;
+}
+
+void Executor::requests(Pair& pair, Random& random) {
+    const llama_seq_id s = pick_any(pair, random);
+    if (!have_opening(pair, s, random.between(5, 80), random)) return;
+    const llama_pos opening = pair.cells().last(s) + 1;
+    const auto request = [&] {
+        if (pair.cells().last(s) >= opening) pair.remove(s, opening, -1);
+        const int n = std::min(random.between(1, 150), int(pair.room(s)));
+        if (n > 0) pair.append(s, n, random);
+    };
+    std::vector<Pair::KeptRows> moments;
+    for (int n = random.between(6, 16); n > 0; --n) {
+        request();
+        moments.push_back(pair.kept_rows(s, opening));
+    }
+    pair.check_kept(moments);
+}
+
+void Executor::park(Pair& pair, Random& random) {
+    const llama_seq_id s = pick_filled(pair, random);
+    if (s < 0 || subject_.sliding_window) return;
+    if (pair.pending()) pair.probe(random);
+    if (pair.pending()) return;
+    for (int n = random.between(2, 6); n > 0; --n) {
+        const SavedState state = pair.save(false, s);
+        pair.remove(s, -1, -1);
+        if (pair.cells().n_sequences() > 1) {
+            const auto other = llama_seq_id((s + 1) % pair.cells().n_sequences());
+            const int room = int(pair.room(other)) - int(state.cells.size());
+            if (room > 0) pair.append(other, std::min(room, random.between(1, 40)), random);
+        }
+        pair.restore(state, s, false);
+        if (pair.cells().empty(s)) return;  // no room
+    }
+}
+
+void Executor::endless(Pair& pair, Random& random) {
+    const llama_seq_id s = pick_any(pair, random);
+    if (!pair.can_shift() || !have_opening(pair, s, random.between(70, 160), random)) return;
+    const int n_keep = random.between(1, 60), n_drop = random.between(4, 40);
+    std::vector<Pair::KeptRows> moments;
+    for (int n = random.between(3, 12); n > 0; --n) {
+        if (pair.cells().last(s) + 1 < n_keep + n_drop + 1) break;
+        pair.remove(s, n_keep, n_keep + n_drop);
+        pair.shift(s, n_keep + n_drop, -1, -n_drop);
+        const int room = std::min(n_drop, int(pair.room(s)));
+        if (room < 1 || !pair.append(s, room, random)) break;
+        moments.push_back(pair.kept_rows(s, n_keep));
+    }
+    pair.check_kept(moments);
 }
 
 }  // namespace mixed_kv::tools

@@ -34,6 +34,10 @@ class Executor {
     const SavedState* pick_saved(const Pair& pair, bool whole, bool damaged, Random& random) const;
     void restore(Pair& pair, bool whole, bool damaged, Random& random);
     void fragment(Pair& pair, Random& random);
+    bool have_opening(Pair& pair, llama_seq_id s, int at_least, Random& random);
+    void requests(Pair& pair, Random& random);
+    void park(Pair& pair, Random& random);
+    void endless(Pair& pair, Random& random);
 
     Subject subject_;
     RunOptions options_;

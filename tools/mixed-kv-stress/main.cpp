@@ -105,6 +105,7 @@ void add_up(Figures& sum, const Figures& f) {
     sum.comparisons += f.comparisons;
     sum.fresh_comparisons += f.fresh_comparisons;
     sum.row_comparisons += f.row_comparisons;
+    sum.kept_rows += f.kept_rows;
     sum.max_nmse = std::max(sum.max_nmse, f.max_nmse);
     sum.max_nmse_exact = std::max(sum.max_nmse_exact, f.max_nmse_exact);
     sum.max_share = std::max(sum.max_share, f.max_share);
@@ -158,9 +159,9 @@ int run(int argc, char** argv) {
         done += result.ops_done;
         fmt::print(stderr,
                    "seed {} ({}): {} operations, {} comparisons of logits, {} of rows, {} with a fresh "
-                   "context, {}\n",
+                   "context, {} kept rows, {}\n",
                    seed, architecture, result.ops_done, result.figures.comparisons,
-                   result.figures.row_comparisons, result.figures.fresh_comparisons,
+                   result.figures.row_comparisons, result.figures.fresh_comparisons, result.figures.kept_rows,
                    result.ok ? "passed" : "FAILED");
         if (result.ok) continue;
         const auto steps = explain(options, ops, result, arguments.shrink_runs);
@@ -180,6 +181,7 @@ int run(int argc, char** argv) {
         json["comparisons"] = sum.comparisons;
         json["row_comparisons"] = sum.row_comparisons;
         json["fresh_comparisons"] = sum.fresh_comparisons;
+        json["kept_rows"] = sum.kept_rows;
         json["seed"] = arguments.seed;
         json["seeds"] = arguments.n_seeds;
         fmt::print("{}\n", json.dump(2));

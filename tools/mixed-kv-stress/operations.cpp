@@ -35,6 +35,10 @@ constexpr OpInfo kOperations[] = {
      "restore a truncated or overwritten state: refused alike"},
     {OpKind::odd_bytes, "odd_bytes", 2, "read and write back an odd byte range of a cache tensor"},
     {OpKind::fragment, "fragment", 2, "interleave sequences, drop every other one, fill the holes"},
+    {OpKind::requests, "requests", 2, "many requests, one after the other, behind an opening that is kept"},
+    {OpKind::park, "park", 2,
+     "a sequence saved, its cells given to others, restored elsewhere, several times"},
+    {OpKind::endless, "endless", 1, "generation without end: context shifts behind rows that are kept"},
     {OpKind::abort_decode, "abort", 2, "the abort callback ends a decode in the middle of its graph"},
     {OpKind::recreate, "recreate", 1, "destroy a context and create one with other settings"},
 };

@@ -31,6 +31,9 @@ enum class OpKind {
     damaged_restore,
     odd_bytes,
     fragment,
+    requests,
+    park,
+    endless,
     abort_decode,
     recreate,
 };

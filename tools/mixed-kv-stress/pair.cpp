@@ -174,7 +174,6 @@ bool Pair::decode(const std::vector<PairToken>& batch) {
     if (host_status == 1) return false;
     if (host_status != 0) throw Mismatch(fmt::format("llama_decode fails with {}", host_status));
     for (const PairToken& t : batch) cells_.add(t.token, t.position, t.sequences);
-    encodings_ += double(batch.size()) / 64;
     compare_logits(expected, actual, tolerance().logits(), options_.exact(), "a batch");
     return true;
 }
@@ -237,6 +236,35 @@ void Pair::check_rows() {
     if (!(error.worst <= 1))
         throw Mismatch(
             fmt::format("{}: NMSE {:.3g}, {:.3g} times its bound", error.where, error.nmse, error.worst));
+}
+
+Pair::KeptRows Pair::kept_rows(llama_seq_id sequence, llama_pos end) const {
+    std::vector<std::uint8_t> state(llama_state_seq_get_size(ours_, sequence));
+    state.resize(llama_state_seq_get_data(ours_, state.data(), state.size(), sequence));
+    KeptRows rows = rows_by_position(state, subject_.has_values);
+    rows.erase(rows.lower_bound(end), rows.end());
+    return rows;
+}
+
+void Pair::check_kept(const std::vector<KeptRows>& moments) {
+    std::map<std::pair<std::int32_t, std::size_t>, int> changes;  // by position and tensor
+    for (std::size_t i = 1; i < moments.size(); ++i) {
+        figures_.kept_rows += moments[i].size();
+        if (moments[i].size() != moments[0].size())
+            throw Mismatch(fmt::format("{} of {} kept rows are there", moments[i].size(), moments[0].size()));
+        for (const auto& [position, tensors] : moments[i]) {
+            const auto& before = moments[i - 1].at(position);
+            for (std::size_t t = 0; t < tensors.size(); ++t) {
+                if (tensors[t] == before[t]) continue;
+                const int n = ++changes[{position, t}];
+                if (n > 1 || options_.exact())
+                    throw Mismatch(
+                        fmt::format("the row at position {}, which nobody wrote, has changed {} times "
+                                    "(tensor {} of its layers)",
+                                    position, n, t));
+            }
+        }
+    }
 }
 
 void Pair::check_fresh(llama_context* fresh, Random& random) {

@@ -3,6 +3,7 @@
 #include <llama.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -35,9 +36,10 @@ struct Subject {
 // Figures of a run.
 struct Figures {
     std::uint64_t comparisons = 0, fresh_comparisons = 0, row_comparisons = 0;
-    double max_nmse = 0;        // of logits
-    double max_nmse_exact = 0;  // of logits where storage is exact
-    double max_share = 0;       // of a bound, logits and rows
+    std::uint64_t kept_rows = 0;  // compared bit for bit with what they were many operations before
+    double max_nmse = 0;          // of logits
+    double max_nmse_exact = 0;    // of logits where storage is exact
+    double max_share = 0;         // of a bound, logits and rows
     double max_row_share = 0;
 };
 
@@ -114,6 +116,12 @@ class Pair {
     void probe(Random& random);
     void check_metadata() const;
     void check_rows();
+    // Rows of our cache at positions below `end` of a sequence, by position, all tensors of a row in one.
+    // Between moments at which nobody has written them, each may have changed once, when it was rounded;
+    // where storage is exact, never.
+    using KeptRows = std::map<std::int32_t, std::vector<std::vector<std::uint8_t>>>;
+    KeptRows kept_rows(llama_seq_id sequence, llama_pos end) const;
+    void check_kept(const std::vector<KeptRows>& moments);
     // The sequence's tokens in a fresh context of the host, when they must hold the same rows.
     void check_fresh(llama_context* fresh, Random& random);
 

@@ -72,7 +72,6 @@ void Pair::shift(llama_seq_id sequence, llama_pos p0, llama_pos p1, llama_pos de
     llama_memory_seq_add(our_memory(), sequence, p0, p1, delta);
     cells_.shift(sequence, p0, p1, delta);
     pending_ = true;
-    encodings_ += 1;
     shifts_ += 1;
 }
 
@@ -82,7 +81,6 @@ void Pair::divide(llama_seq_id sequence, llama_pos p0, llama_pos p1, int divisor
     llama_memory_seq_div(our_memory(), sequence, p0, p1, divisor);
     cells_.divide(sequence, p0, p1, divisor);
     pending_ = true;
-    encodings_ += 1;
     shifts_ += 1;
 }
 

@@ -82,6 +82,7 @@ void run_here(const RunOptions& options, const std::vector<Op>& ops, bool log, c
                                 {"comparisons", figures.comparisons},
                                 {"fresh", figures.fresh_comparisons},
                                 {"rows", figures.row_comparisons},
+                                {"kept_rows", figures.kept_rows},
                                 {"max_nmse", figures.max_nmse},
                                 {"max_nmse_exact", figures.max_nmse_exact},
                                 {"max_share", figures.max_share},
@@ -129,6 +130,7 @@ void read_line(const std::string& line, RunResult& result, bool& finished) {
             f.comparisons = json.at("comparisons");
             f.fresh_comparisons = json.at("fresh");
             f.row_comparisons = json.at("rows");
+            f.kept_rows = json.at("kept_rows");
             f.max_nmse = number("max_nmse");
             f.max_nmse_exact = number("max_nmse_exact");
             f.max_share = number("max_share");
