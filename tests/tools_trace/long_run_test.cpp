@@ -14,12 +14,6 @@ namespace mixed_kv::test {
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 constexpr double kMiB = 1024.0 * 1024.0;
 
 // Records all layers of a random model for n steps of one token each. Returns the largest resident set, in
@@ -61,14 +55,6 @@ double record_steps(const std::string& trace, int n_steps) {
     ::wait4(child, &status, 0, &usage);
     EXPECT_EQ(status, 0);
     return double(usage.ru_maxrss) * 1024;  // reported in KiB
-}
-
-// CPU time, since other tests may run beside this one.
-double seconds_of_children() {
-    struct rusage usage {};
-    ::getrusage(RUSAGE_CHILDREN, &usage);
-    const auto seconds = [](const timeval& t) { return double(t.tv_sec) + double(t.tv_usec) * 1e-6; };
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 TEST(LongRun, TwoThousandCompactStepsOfAllLayers) {

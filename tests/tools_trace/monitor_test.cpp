@@ -14,11 +14,6 @@ namespace mixed_kv::test {
 
 namespace {
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 // The command of the README, word by word.
 std::vector<std::string> canonical(const std::string& model, const std::string& trace) {
     return {"-m",          model,  "-p",   "",    "--layer", "0",    "-t",
@@ -78,8 +73,8 @@ TEST(Monitor, LongRunMostlyCold) {
     EXPECT_GE(json["steps"], 63 + 11);
     const nlohmann::json& last = json["records"].back();
     EXPECT_GT(last["n_cold"], 2 * last["n_hot"].get<int>());
-    EXPECT_NE(read_file(scratch("long.svg")).find("</svg>"), std::string::npos);
-    EXPECT_NE(read_file(scratch("long.csv")).find("layer,step"), std::string::npos);
+    EXPECT_NE(read_text(scratch("long.svg")).find("</svg>"), std::string::npos);
+    EXPECT_NE(read_text(scratch("long.csv")).find("layer,step"), std::string::npos);
 
     // The NumPy script, written from the documents alone, in a step with cold rows.
     const std::string last_step = std::to_string(last["step"].get<int>());
@@ -108,10 +103,10 @@ TEST(Monitor, TracingChangesNothingAndCompactIsEqual) {
                       plain = run("plain", {"--max-steps", "0"}, false);
     EXPECT_EQ(traced, plain);
     EXPECT_EQ(compact, plain);
-    const std::string logits = read_file(scratch("plain.logits"));
+    const std::string logits = read_text(scratch("plain.logits"));
     EXPECT_GT(logits.size(), 0U);
-    EXPECT_TRUE(read_file(scratch("traced.logits")) == logits);
-    EXPECT_TRUE(read_file(scratch("compact.logits")) == logits);
+    EXPECT_TRUE(read_text(scratch("traced.logits")) == logits);
+    EXPECT_TRUE(read_text(scratch("compact.logits")) == logits);
 
     const CommandResult same =
         run_tool("kqv-trace-diff", {scratch("traced.gguf"), scratch("compact.gguf"), "--tol", "0"});
@@ -207,7 +202,7 @@ TEST(Monitor, TooLittleDiskIsRefusedAndTheOldFileStays) {
                               "-fa", "on", "-n", "1900000", "-ub", "64", "--save-gguf", path});
     EXPECT_EQ(result.exit_status, 1);
     EXPECT_NE(result.err.find("free"), std::string::npos) << result.err;
-    EXPECT_EQ(read_file(path), "old");
+    EXPECT_EQ(read_text(path), "old");
 }
 
 }  // namespace

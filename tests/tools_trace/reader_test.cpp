@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <random>
 
 #include "mixed_kv/fp16.h"
@@ -168,6 +169,84 @@ TEST(Reader, NanInTheOutputFails) {
     EXPECT_EQ(result.exit_status, 1);
     EXPECT_TRUE(result.json()["max_error"].is_null());
     EXPECT_NE(result.err.find("layer 0, step 0"), std::string::npos) << result.err;
+}
+
+// The verdict says how much of its limit the worst row takes, and which row that is.
+TEST(Reader, SaysTheShareOfTheLimitAndWhereItIsLargest) {
+    constexpr int64_t kStream = 0, kToken = 1, kHead = 4;
+    constexpr double kTolerance = 1e-4;
+    for (const double share : {0.4, 1.6}) {
+        Made m = make(2, 0, 0, false);
+        TraceRecord& r = m.record;
+        double largest = 0, squares = 0;  // |V| that the query sees, and its output
+        for (int64_t j = 0; j < r.n_kv; ++j) {
+            if (std::isinf(m.mask[size_t((kStream * r.n_tokens + kToken) * r.n_kv + j)])) continue;
+            for (int64_t c = 0; c < r.head_dim_v; ++c) {
+                const int64_t row = (kStream * r.n_kv + j) * r.n_head_kv + kHead / (r.n_head / r.n_head_kv);
+                largest = std::max(largest, std::fabs(double(m.v[size_t(row * r.head_dim_v + c)])));
+            }
+        }
+        float* out = reinterpret_cast<float*>(r.kqv_out.bytes.data()) +
+                     ((kStream * r.n_tokens + kToken) * r.n_head + kHead) * r.head_dim_v;
+        for (int64_t c = 0; c < r.head_dim_v; ++c) squares += double(out[c]) * double(out[c]);
+        const double error = share * kTolerance * largest;
+        ASSERT_LT(error / std::sqrt(squares) / (10 * kTolerance), share) << "the first limit is to decide";
+        out[3] += float(error);
+
+        const CommandResult result = judge(r);
+        EXPECT_EQ(result.exit_status, share > 1 ? 1 : 0) << result.err;
+        const nlohmann::json json = result.json();
+        EXPECT_NEAR(json["limit_share"], share, 0.02);
+        EXPECT_EQ(json["limit_at"], nlohmann::json::parse(R"({"layer": 0, "step": 0, "token": 1, "head": 4,
+                                                              "stream": 0})"));
+        EXPECT_NEAR(json["records"][0]["limit_share"], share, 0.02);
+        EXPECT_NEAR(json["max_error"], error, 0.02 * error);
+        EXPECT_EQ(json["tolerance"], kTolerance);
+        const std::string text = read_trace(scratch("made-up.gguf"), {"-q"}).out;
+        EXPECT_NE(text.find("% of the limit (layer 0, step 0, token 1 of head 4)"), std::string::npos)
+            << text;
+        EXPECT_NE(text.find(share > 1 ? "at most 16" : "at most 4"), std::string::npos) << text;
+    }
+}
+
+// What computes nothing neither waits for libtorch nor maps it. The loader itself says what it opens.
+TEST(Reader, LibtorchIsLoadedOnlyToCompute) {
+    const Made m = make(1, 0, 0, false);
+    judge(m.record);
+    const std::string trace = scratch("made-up.gguf"), log = scratch("loaded");
+    const auto opened = [&](const std::string& tool, const std::vector<std::string>& arguments) {
+        const double before = seconds_of_children();
+        EXPECT_EQ(run_tool(tool, arguments, {{"LD_DEBUG", "files"}, {"LD_DEBUG_OUTPUT", log}}).exit_status,
+                  0);
+        const double seconds = seconds_of_children() - before;
+        std::string text;
+        for (const auto& entry : std::filesystem::directory_iterator(scratch_folder())) {
+            if (!entry.path().string().starts_with(log + ".")) continue;
+            text += read_text(entry.path().string());
+            std::filesystem::remove(entry.path());
+        }
+        EXPECT_NE(text.find("libstdc++"), std::string::npos) << "the loader said nothing";
+        return std::pair(text, seconds);
+    };
+    const std::vector<std::pair<std::string, std::vector<std::string>>> idle = {
+        {"kqv-tensor-reader", {"--help"}},
+        {"kqv-tensor-reader", {"-i", trace, "--summary"}},
+        {"kqv-tensor-reader", {"-i", trace, "--list"}},
+        {"kqv-trace-diff", {"--help"}},
+        {"kqv-trace-diff", {trace, trace}},
+        {"kqv-trace-monitor", {"--help"}}};
+    for (const auto& [tool, arguments] : idle) {
+        const auto [text, seconds] = opened(tool, arguments);
+        EXPECT_EQ(text.find("torch"), std::string::npos) << tool << " " << arguments.back();
+        if (!kSanitized && tool == "kqv-tensor-reader") {
+            EXPECT_LT(seconds, 0.1) << arguments.back();
+        }
+    }
+    const std::string references = read_trace(trace, {"--json"}).json()["references"];
+    EXPECT_EQ(opened("kqv-tensor-reader", {"-i", trace}).first.find("torch") != std::string::npos,
+              references.find("libtorch 1") != std::string::npos ||
+                  references.find("libtorch 2") != std::string::npos)
+        << references;
 }
 
 TEST(Reader, RefusesWhatIsNoTrace) {

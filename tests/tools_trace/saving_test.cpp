@@ -31,11 +31,6 @@ namespace fs = std::filesystem;
 using std::chrono::duration;
 using std::chrono::steady_clock;
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 void write_text(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
 std::string fresh_folder(const std::string& name) {
@@ -115,7 +110,7 @@ class Monitor {
         if (!waited_) ::kill(pid_, SIGKILL);
         return wait();
     }
-    static std::string errors() { return read_file(scratch("monitor.err")); }
+    static std::string errors() { return read_text(scratch("monitor.err")); }
 
   private:
     pid_t pid_ = -1;
@@ -134,7 +129,7 @@ TEST(Saving, KilledAtTwentyRandomMoments) {
         ASSERT_EQ(monitor.wait(), 0) << Monitor::errors();
         seconds = duration<double>(steady_clock::now() - start).count();
     }
-    const std::string whole = read_file(path);
+    const std::string whole = read_text(path);
     ASSERT_GT(whole.size(), 5'000'000U);
     ASSERT_EQ(read_trace(path, {"--summary"}).exit_status, 0);
 
@@ -153,7 +148,7 @@ TEST(Saving, KilledAtTwentyRandomMoments) {
         }
         // The same run writes the same bytes, so that "whole" means equal.
         const bool exists = fs::exists(path);
-        const std::string now = exists ? read_file(path) : "";
+        const std::string now = exists ? read_text(path) : "";
         EXPECT_TRUE(now == whole || (i % 2 == 0 ? now == "old" : !exists))
             << "kill " << i << ": " << now.size() << " of " << whole.size() << " bytes";
         for (const std::string& name : entries(folder)) {
@@ -208,7 +203,7 @@ std::string refused(int exit_status, const std::string& errors, const std::strin
     if (std::count(errors.begin(), errors.end(), '\n') != 1 || errors.find(reason) == std::string::npos) {
         return "not one line about '" + reason + "': " + errors;
     }
-    if (read_file(folder + "/t.gguf") != "old") return "the old file changed";
+    if (read_text(folder + "/t.gguf") != "old") return "the old file changed";
     if (entries(folder) != names) return "left over: " + testing::PrintToString(entries(folder));
     return "";
 }
@@ -312,7 +307,7 @@ TEST(Saving, ReportsThatCannotBeWritten) {
           bin + "/kqv-trace-monitor -t 1 -fa on -n 2 -p '' -m " + random_model("llama")}) {
         const int status = std::system((command + " > /dev/full 2> " + scratch("full.err")).c_str());
         EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) != 0) << command;
-        EXPECT_NE(read_file(scratch("full.err")).find("error: "), std::string::npos) << command;
+        EXPECT_NE(read_text(scratch("full.err")).find("error: "), std::string::npos) << command;
     }
 }
 

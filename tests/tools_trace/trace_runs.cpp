@@ -1,7 +1,10 @@
 #include "trace_runs.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 
@@ -34,6 +37,18 @@ CommandResult read_trace(const std::string& trace, const std::vector<std::string
     std::vector<std::string> arguments = {"-i", trace};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run_tool("kqv-tensor-reader", arguments);
+}
+
+double seconds_of_children() {
+    struct rusage usage {};
+    ::getrusage(RUSAGE_CHILDREN, &usage);
+    const auto seconds = [](const timeval& t) { return double(t.tv_sec) + double(t.tv_usec) * 1e-6; };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+std::string read_text(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
 std::string letters(int n) {

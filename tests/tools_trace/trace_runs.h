@@ -20,6 +20,19 @@ CommandResult record(const std::string& model, const std::string& trace,
 // Runs kqv-tensor-reader.
 CommandResult read_trace(const std::string& trace, const std::vector<std::string>& more = {});
 
+// CPU time of all children so far, in seconds: what other programs do at the same time does not count.
+double seconds_of_children();
+
+// Content of a file, "" if there is none.
+std::string read_text(const std::string& path);
+
+// Under a sanitizer, time and memory mean nothing.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 // Space-separated letters, about n tokens for a random model.
 std::string letters(int n);
 

@@ -45,11 +45,11 @@ class Comparison {
             }
             squares += error_squares;
             const double relative = ratio(std::sqrt(error_squares), std::sqrt(row_squares));
-            const double row_ratio =
+            const double share =
                 worse(ratio(max, tolerance_ * sizes_[size_t(row)].value), relative / (10 * tolerance_));
-            if (!(row_ratio <= 1)) ++figures.failed_rows;
-            if (!(row_ratio <= figures.worst_ratio)) {
-                figures.worst_ratio = worse(figures.worst_ratio, row_ratio);
+            if (!(share <= 1)) ++figures.failed_rows;
+            if (!std::isnan(figures.limit_share) && !(share <= figures.limit_share)) {
+                figures.limit_share = share;
                 figures.worst_head = row % data_.n_head;
                 figures.worst_token = row / data_.n_head % data_.n_tokens;
                 figures.worst_stream = row / data_.n_head / data_.n_tokens;
@@ -77,7 +77,7 @@ std::string describe(const char* against, const ErrorFigures& f, const Attention
         static_cast<long long>(f.failed_rows),
         static_cast<long long>(data.n_stream * data.n_tokens * data.n_head), against,
         static_cast<long long>(f.worst_token), static_cast<long long>(f.worst_head),
-        data.n_stream > 1 ? (" in stream " + std::to_string(f.worst_stream)).c_str() : "", f.worst_ratio,
+        data.n_stream > 1 ? (" in stream " + std::to_string(f.worst_stream)).c_str() : "", f.limit_share,
         f.max_error, f.max_relative);
     return text;
 }
@@ -87,7 +87,11 @@ std::string describe(const char* against, const ErrorFigures& f, const Attention
 double RecordCheck::max_error() const { return worse_of(torch, exact, &ErrorFigures::max_error); }
 double RecordCheck::rms_error() const { return worse_of(torch, exact, &ErrorFigures::rms_error); }
 double RecordCheck::max_relative() const { return worse_of(torch, exact, &ErrorFigures::max_relative); }
-double RecordCheck::worst_ratio() const { return worse_of(torch, exact, &ErrorFigures::worst_ratio); }
+const ErrorFigures& RecordCheck::worst() const {
+    if (!torch.computed) return exact;
+    if (!exact.computed || std::isnan(torch.limit_share)) return torch;
+    return exact.limit_share <= torch.limit_share ? torch : exact;
+}
 
 RecordCheck check_record(const TraceRecord& record, const CheckOptions& options, KeepOutput keep) {
     RecordCheck check;

@@ -22,10 +22,11 @@ struct ErrorFigures {
     double max_error = 0;     // largest absolute difference of any value
     double rms_error = 0;     // over all values
     double max_relative = 0;  // largest relative L2 error of a row
-    // Largest ratio of a row's error to what it may be; more than 1, or NaN: out of tolerance.
-    double worst_ratio = 0;
+    // Largest share of its limit that a row's error takes (see check_record); more than 1, or NaN: out of
+    // tolerance.
+    double limit_share = 0;
     int64_t failed_rows = 0;
-    int64_t worst_stream = 0, worst_token = 0, worst_head = 0;
+    int64_t worst_stream = 0, worst_token = 0, worst_head = 0;  // the row of limit_share
 };
 
 struct RecordCheck {
@@ -42,14 +43,16 @@ struct RecordCheck {
     double max_error() const;
     double rms_error() const;
     double max_relative() const;
-    double worst_ratio() const;
+    double limit_share() const { return worst().limit_share; }
+    // The one with the larger limit_share.
+    const ErrorFigures& worst() const;
 };
 
 // Recomputes a record. Every row (one query of one head) must satisfy
 //   largest |error| <= tolerance * largest |V| of the values its query sees, and
-//   L2 of the error <= 10 * tolerance * L2 of the row,
-// which includes the absolute bound `tolerance` wherever no |V| exceeds 1. Throws Error for records that
-// cannot be recomputed at all.
+//   L2 of the error <= 10 * tolerance * L2 of the row;
+// the larger of both quotients is the row's share of its limit. This includes the absolute bound `tolerance`
+// wherever no |V| exceeds 1. Throws Error for records that cannot be recomputed at all.
 enum class KeepOutput { no, yes };
 RecordCheck check_record(const trace::TraceRecord& record, const CheckOptions& options,
                          KeepOutput keep = KeepOutput::no);

@@ -34,9 +34,10 @@ AttentionData attention_data(const trace::TraceRecord& record);
 // Attention in double: src/reference. Throws Error for an f32 mask with values that f16 does not have.
 reference::AttentionOutputs attention_in_double(const AttentionData& data);
 
-// Attention in float32 by libtorch, [n_stream][n_tokens][n_head][head_dim_v]. Only where has_torch().
+// Attention in float32 by libtorch, [n_stream][n_tokens][n_head][head_dim_v]. Only where has_torch(). Any of
+// these loads libtorch when it is called first: ask only before something is computed.
 std::vector<float> attention_in_torch(const AttentionData& data);
-bool has_torch() noexcept;
+bool has_torch();
 // "libtorch 1.13.0", or why there is none.
 std::string torch_text();
 

@@ -30,13 +30,24 @@ nlohmann::ordered_json figures_json(const ErrorFigures& figures) {
     return {{"max_error", number(figures.max_error)},
             {"rms_error", number(figures.rms_error)},
             {"max_relative", number(figures.max_relative)},
+            {"limit_share", number(figures.limit_share)},
             {"failed_rows", figures.failed_rows}};
+}
+
+// The row with the largest share of its limit.
+nlohmann::ordered_json place_json(const RecordCheck& check) {
+    const ErrorFigures& worst = check.worst();
+    return {{"layer", check.layer},
+            {"step", check.step},
+            {"token", worst.worst_token},
+            {"head", worst.worst_head},
+            {"stream", worst.worst_stream}};
 }
 
 // Green within tolerance (paler the closer to it), red beyond, grey where nothing was checked.
 std::string colour(const RecordCheck& check) {
     if (!check.checked) return "#bbbbbb";
-    const double ratio = check.worst_ratio();
+    const double ratio = check.limit_share();
     if (!(ratio <= 1)) {
         const double over = std::isfinite(ratio) ? std::clamp(std::log10(ratio) / 4, 0.0, 1.0) : 1.0;
         return format("#%02x%02x%02x", int(230 - 100 * over), int(80 * (1 - over)), int(60 * (1 - over)));
@@ -90,13 +101,27 @@ double Report::max_error() const {
     return max;
 }
 
+const RecordCheck* Report::worst() const {
+    const RecordCheck* worst = nullptr;
+    for (const Entry& entry : records) {
+        if (!entry.check.checked) continue;
+        const double share = entry.check.limit_share();
+        if (std::isnan(share)) return &entry.check;
+        if (worst == nullptr || share > worst->limit_share()) worst = &entry.check;
+    }
+    return worst;
+}
+
 nlohmann::ordered_json to_json(const Report& report) {
+    const RecordCheck* worst = report.worst();
     nlohmann::ordered_json json = {{"pass", report.pass()},
                                    {"cache", report.cache()},
                                    {"steps", report.n_steps()},
                                    {"layers", report.n_layers()},
                                    {"max_error", number(report.max_error())},
                                    {"tolerance", report.tolerance},
+                                   {"limit_share", worst ? number(worst->limit_share()) : nullptr},
+                                   {"limit_at", worst ? place_json(*worst) : nullptr},
                                    {"references", report.references},
                                    {"file", report.file},
                                    {"mixed_records", report.n_records(trace::CacheKind::mixed)},
@@ -119,7 +144,7 @@ nlohmann::ordered_json to_json(const Report& report) {
                                          {"n_tokens", check.n_tokens},
                                          {"n_kv", check.n_kv},
                                          {"max_relative", number(check.max_relative())},
-                                         {"worst_ratio", number(check.worst_ratio())},
+                                         {"limit_share", number(check.limit_share())},
                                          {"float32", figures_json(check.torch)},
                                          {"double", figures_json(check.exact)}};
         if (!check.pass) record["problem"] = check.problem;
@@ -130,13 +155,13 @@ nlohmann::ordered_json to_json(const Report& report) {
 
 std::string to_csv(const Report& report) {
     std::string text =
-        "layer,step,cache,n_tokens,n_kv,n_hot,n_cold,max_error,rms_error,max_relative,worst_ratio,"
+        "layer,step,cache,n_tokens,n_kv,n_hot,n_cold,max_error,rms_error,max_relative,limit_share,"
         "max_error_float32,max_error_double,pass\n";
     const auto optional = [](const ErrorFigures& f) { return f.computed ? format("%.9g", f.max_error) : ""; };
     for (const auto& [c, tensors] : report.records) {
         text += format("%d,%d,%s,%lld,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,", c.layer, c.step,
                        cache_name(c.cache), (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot,
-                       (long long)c.n_cold, c.max_error(), c.rms_error(), c.max_relative(), c.worst_ratio()) +
+                       (long long)c.n_cold, c.max_error(), c.rms_error(), c.max_relative(), c.limit_share()) +
                 optional(c.torch) + "," + optional(c.exact) + "," + (c.pass ? "1" : "0") + "\n";
     }
     return text;
@@ -150,7 +175,7 @@ std::string to_table(const Report& report) {
         text += format("%5d %5d %8s %7lld %7lld %7lld %7lld ", c.step, c.layer, cache_name(c.cache),
                        (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot, (long long)c.n_cold);
         text += c.checked ? format("%11.3g %11.3g %11.3g %9.3g  %s\n", c.max_error(), c.rms_error(),
-                                   c.max_relative(), c.worst_ratio(), c.pass ? "ok" : "FAIL")
+                                   c.max_relative(), c.limit_share(), c.pass ? "ok" : "FAIL")
                           : "not checked: recorded without sources\n";
     }
     return text;
@@ -170,6 +195,7 @@ std::string to_svg(const Report& report) {
     const double cell = steps.size() > 200 ? 5 : 14, left = 60, top = 50;
     const double width = left + cell * double(steps.size()) + 20,
                  height = top + cell * double(layers.size()) + 40;
+    const RecordCheck* worst = report.worst();
     std::string svg = format(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" font-family=\"sans-serif\" "
         "font-size=\"11\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
@@ -178,16 +204,18 @@ std::string to_svg(const Report& report) {
         "<text x=\"10\" y=\"18\">Error of kqv_out, %s cache: green within tolerance %g, red beyond</text>\n",
         report.cache(), report.tolerance);
     svg += format(
-        "<text x=\"10\" y=\"34\">largest %.3g; rows: layers %d to %d; columns: steps %d to %d</text>\n",
-        report.max_error(), layers.empty() ? 0 : layers.front(), layers.empty() ? 0 : layers.back(),
-        steps.empty() ? 0 : steps.front(), steps.empty() ? 0 : steps.back());
+        "<text x=\"10\" y=\"34\">at most %.3g of the limit; rows: layers %d to %d; columns: steps %d to "
+        "%d</text>\n",
+        worst != nullptr ? worst->limit_share() : 0.0, layers.empty() ? 0 : layers.front(),
+        layers.empty() ? 0 : layers.back(), steps.empty() ? 0 : steps.front(),
+        steps.empty() ? 0 : steps.back());
     for (const Report::Entry& entry : report.records) {
         const RecordCheck& c = entry.check;
         svg += format(
             "<rect x=\"%.0f\" y=\"%.0f\" width=\"%.0f\" height=\"%.0f\" fill=\"%s\"><title>layer %d, "
             "step %d: max %.3g, RMS %.3g, %.3g of the limit</title></rect>\n",
             left + cell * index(steps, c.step), top + cell * index(layers, c.layer), cell - 1, cell - 1,
-            colour(c).c_str(), c.layer, c.step, c.max_error(), c.rms_error(), c.worst_ratio());
+            colour(c).c_str(), c.layer, c.step, c.max_error(), c.rms_error(), c.limit_share());
     }
     for (const int32_t layer : layers) {
         svg += format("<text x=\"10\" y=\"%.0f\">layer %d</text>\n",

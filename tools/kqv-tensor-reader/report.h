@@ -30,10 +30,13 @@ struct Report {
     size_t n_steps() const;
     size_t n_layers() const;
     double max_error() const;
+    // The record with the largest share of its limit; null if nothing was checked.
+    const RecordCheck* worst() const;
 };
 
-// {pass, cache, steps, layers, max_error, tolerance, records: [{layer, step, tensors, max_error, rms_error,
-// n_hot, n_cold, ...}]}. Numbers that are not finite become null.
+// {pass, cache, steps, layers, max_error, tolerance, limit_share, limit_at: {layer, step, token, head,
+// stream}, records: [{layer, step, tensors, max_error, rms_error, n_hot, n_cold, limit_share, ...}]}. Numbers
+// that are not finite become null.
 nlohmann::ordered_json to_json(const Report& report);
 
 // One line per record, comma-separated, with a heading.

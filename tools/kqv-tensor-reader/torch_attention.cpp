@@ -1,8 +1,5 @@
 // Attention by libtorch: the independent reference, in float32 and with PyTorch's own matmul and softmax.
-// Shares nothing with the double reference but the dense inputs.
-#include "kqv-tensor-reader/recompute.h"
-
-#ifdef MIXED_KV_HAVE_TORCH
+// Shares nothing with the double reference but the dense inputs. The source of libmixed-kv-torch.so.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -10,13 +7,10 @@
 
 #include <algorithm>
 #include <cmath>
-#else
-#include "mixed_kv/error.h"
-#endif
+
+#include "kqv-tensor-reader/torch_module.h"
 
 namespace mixed_kv::trace_tools {
-
-#ifdef MIXED_KV_HAVE_TORCH
 
 namespace {
 
@@ -50,9 +44,7 @@ int64_t rows_at_once(const AttentionData& data) {
     return std::clamp<int64_t>(kScores / per_row, 1, data.n_tokens);
 }
 
-}  // namespace
-
-std::vector<float> attention_in_torch(const AttentionData& d) {
+std::vector<float> attention(const AttentionData& d) {
     const c10::InferenceMode inference;
     static const bool one_thread = (at::set_num_threads(1), true);  // the matrices are small
     (void)one_thread;
@@ -106,15 +98,13 @@ std::vector<float> attention_in_torch(const AttentionData& d) {
     return result;
 }
 
-bool has_torch() noexcept { return true; }
-std::string torch_text() { return std::string("libtorch ") + TORCH_VERSION; }
-
-#else
-
-std::vector<float> attention_in_torch(const AttentionData&) { throw Error("this build has no libtorch"); }
-bool has_torch() noexcept { return false; }
-std::string torch_text() { return "built without libtorch: checked against the double reference alone"; }
-
-#endif
+}  // namespace
 
 }  // namespace mixed_kv::trace_tools
+
+extern "C" __attribute__((visibility("default"))) const mixed_kv::trace_tools::TorchModule*
+mixed_kv_torch_module() {
+    using namespace mixed_kv::trace_tools;
+    static const TorchModule module{kTorchModuleVersion, "libtorch " TORCH_VERSION, attention};
+    return &module;
+}
