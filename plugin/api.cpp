@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 
+#include "border.h"
 #include "device.h"
 #include "mixed_kv/isa.h"
 #include "report.h"
@@ -45,16 +45,22 @@ int to_api(PageState state) {
     return MIXED_KV_CELL_EMPTY;
 }
 
-void counters(mixed_kv_counters* out) { *out = Report::instance().counters(); }
+void counters(mixed_kv_counters* out) {
+    *out = {};
+    at_border("counting", [&] { *out = Report::instance().counters(); });
+}
 
 size_t report(char* out, size_t size) {
-    const std::string text = Report::instance().lines();
-    if (size > 0) {
-        const size_t n = std::min(size - 1, text.size());
-        std::memcpy(out, text.data(), n);
-        out[n] = '\0';
-    }
-    return text.size();
+    if (size > 0) out[0] = '\0';
+    return at_border("reporting", size_t(0), [&] {
+        const std::string text = Report::instance().lines();
+        if (size > 0) {
+            const size_t n = std::min(size - 1, text.size());
+            std::memcpy(out, text.data(), n);
+            out[n] = '\0';
+        }
+        return text.size();
+    });
 }
 
 template <typename T>
@@ -63,9 +69,15 @@ size_t copy_out(const std::vector<T>& items, T* out, size_t n) {
     return items.size();
 }
 
-size_t tensors(mixed_kv_tensor_info* out, size_t n) { return copy_out(Report::instance().tensors(), out, n); }
+size_t tensors(mixed_kv_tensor_info* out, size_t n) {
+    return at_border("listing tensors", size_t(0),
+                     [&] { return copy_out(Report::instance().tensors(), out, n); });
+}
 
-size_t ranges(mixed_kv_range* out, size_t n) { return copy_out(Report::instance().ranges(), out, n); }
+size_t ranges(mixed_kv_range* out, size_t n) {
+    return at_border("listing memory", size_t(0),
+                     [&] { return copy_out(Report::instance().ranges(), out, n); });
+}
 
 mixed_kv_cell cell_state(const ggml_tensor* t, int64_t stream, int64_t cell) {
     Place place;
@@ -119,12 +131,14 @@ int configure_settings(const char* text, char* error, size_t size) {
         configure(text == nullptr ? "" : text);
         return 1;
     } catch (const std::exception& e) {
-        if (size > 0) std::snprintf(error, size, "%s", e.what());
+        if (size > 0) std::snprintf(error, size, "%s", reason_of(e));
         return 0;
     }
 }
 
-const char* isa() { return active_isa_name(); }
+const char* isa() {
+    return at_border("naming the kernels", "none", [] { return active_isa_name(); });
+}
 const char* built_for_version() { return MIXED_KV_GGML_VERSION; }
 const char* built_for_commit() { return MIXED_KV_GGML_COMMIT; }
 

@@ -1,14 +1,18 @@
 // The backend: runs the splits that the host's scheduler gives to our device.
 #include <atomic>
-#include <exception>
 #include <memory>
 #include <vector>
 
 #include "batch.h"
+#include "border.h"
 #include "device.h"
+#include "fitting.h"
+#include "fork_guard.h"
+#include "graphs.h"
 #include "host_cpu.h"
 #include "kv_buffer.h"
-#include "log.h"
+#include "lone_cpu_hook.h"
+#include "mixed_kv/error.h"
 #include "op_match.h"
 #include "placement_hook.h"
 #include "pool_hook.h"
@@ -81,7 +85,6 @@ class Backend {
     std::vector<CachedMask> masks_;
     std::vector<std::int64_t> cells_;
     std::vector<ggml_tensor*> delegated_;
-    std::vector<std::uint8_t> delegate_memory_;
 };
 
 ggml_status Backend::flush() { return batch_.run(); }
@@ -199,16 +202,11 @@ void Backend::pin_sources(const ggml_tensor* op) {
 
 ggml_status Backend::run_delegated() {
     if (delegated_.empty()) return GGML_STATUS_SUCCESS;
-    const std::size_t size = ggml_graph_overhead_custom(delegated_.size(), false) + ggml_tensor_overhead();
-    if (delegate_memory_.size() < size) delegate_memory_.resize(size);
-    ggml_context* ctx = ggml_init({delegate_memory_.size(), delegate_memory_.data(), true});
-    ggml_cgraph* graph = ggml_new_graph_custom(ctx, delegated_.size(), false);
-    for (ggml_tensor* op : delegated_) ggml_graph_add_node(graph, op);
+    Graph graph(delegated_.size());
+    for (ggml_tensor* op : delegated_) graph.add(op);
     Report::instance().count_delegated(delegated_.size());
     delegated_.clear();
-    const ggml_status status = cpu_.compute(graph, true);
-    ggml_free(ctx);
-    return status;
+    return cpu_.compute(graph.get(), true);
 }
 
 ggml_status Backend::compute_nodes(ggml_cgraph* graph) {
@@ -265,15 +263,13 @@ void free_backend(ggml_backend_t backend) {
 }
 
 // The host synchronises while it reserves its graphs; by the second time the caches are known.
-void synchronize(ggml_backend_t) { Report::instance().announce_all(false); }
+void synchronize(ggml_backend_t) {
+    at_border("saying what the cache is", [] { Report::instance().announce_all(false); });
+}
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
-    try {
-        return get(backend).compute(graph);
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "%s", e.what());
-        return GGML_STATUS_ALLOC_FAILED;
-    }
+    return at_border("computing a graph", GGML_STATUS_ALLOC_FAILED,
+                     [&] { return get(backend).compute(graph); });
 }
 
 ggml_guid_t guid() {
@@ -284,26 +280,41 @@ ggml_guid_t guid() {
 
 }  // namespace
 
+void install_hooks() {
+    ggml_backend_dev_t cpu = HostCpu::device();
+    if (cpu == nullptr) return;
+    install_pool_hook(ggml_backend_dev_backend_reg(cpu));
+    install_placement_hook(cpu);
+    install_lone_cpu_hook(cpu);
+    install_fork_guard();
+}
+
 ggml_backend_t new_backend(ggml_backend_dev_t dev) {
-    try {
+    if (is_wrapped()) {
+        // The one exception that leaves us, on purpose: the device around ours ignores a null pointer and the
+        // host aborts later. All callers up to llama_init_from_model, which catches it, are C++.
+        throw Error("-sm tensor cannot be used with the mixed cache; -sm layer, the default, can");
+    }
+    return at_border("no cache", ggml_backend_t(nullptr), [&] {
         settings();  // throws when they were refused
-        ggml_backend_dev_t cpu = HostCpu::device();
-        if (cpu == nullptr) {
-            MIXED_KV_LOG(ERROR, "no CPU backend is loaded; the cache needs one beside it");
-            return nullptr;
+        if (HostCpu::device() == nullptr)
+            throw Error("no CPU backend is loaded; the cache needs one beside it");
+        install_hooks();
+        if (is_fitted_away()) {
+            MIXED_KV_LOG(DEBUG, "no layers are given up for memory; --fit ends here");
+            return ggml_backend_t(nullptr);
         }
-        install_pool_hook(ggml_backend_dev_backend_reg(cpu));
-        install_placement_hook(cpu);
         ggml_backend_i interface = {};
         interface.get_name = get_name;
         interface.free = free_backend;
         interface.synchronize = synchronize;
         interface.graph_compute = graph_compute;
-        return new ggml_backend{guid(), interface, dev, new Backend(kernel_set_in_use())};
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "%s", e.what());
-        return nullptr;
-    }
+        auto backend = std::make_unique<Backend>(kernel_set_in_use());
+        auto* result = new ggml_backend{guid(), interface, dev, backend.get()};
+        backend.release();
+        note_backend_of_ours();
+        return result;
+    });
 }
 
 bool is_our_backend(ggml_backend_t backend) {
@@ -311,7 +322,8 @@ bool is_our_backend(ggml_backend_t backend) {
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
-    if (is_our_backend(backend)) get(backend).start_graph(n_threads);
+    if (!is_our_backend(backend)) return;
+    at_border("taking the host's threads", [&] { get(backend).start_graph(n_threads); });
 }
 
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "graphs.h"
 #include "op_match.h"
 
 namespace mixed_kv::plugin {
@@ -61,38 +62,16 @@ struct Batch::Attention {
     const MaskPages* mask_pages = nullptr;
 };
 
-// The three nodes, and the graphs made of them. Built once: they only point back to the batch.
+// The three nodes, and the graphs made of them.
 struct Batch::Graphs {
-    explicit Graphs(Batch* batch) {
-        constexpr std::size_t kNodes = 4;
-        memory.resize(4 * ggml_tensor_overhead() + 3 * ggml_graph_overhead_custom(kNodes, false));
-        ctx = ggml_init({memory.size(), memory.data(), true});
-        ggml_tensor* store = node(store_node, batch);
-        ggml_tensor* attend = node(attend_node, batch);
-        ggml_tensor* merge = node(merge_node, batch);
-        const auto graph = [&](std::initializer_list<ggml_tensor*> nodes) {
-            ggml_cgraph* g = ggml_new_graph_custom(ctx, kNodes, false);
-            for (ggml_tensor* n : nodes) ggml_graph_add_node(g, n);
-            return g;
-        };
-        store_only = graph({store});
-        attend_only = graph({attend, merge});
-        all = graph({store, attend, merge});
+    explicit Graphs(Batch* batch)
+        : store(store_node, batch), attend(attend_node, batch), merge(merge_node, batch) {
+        store_only.add(store.get());
+        for (CustomNode* node : {&attend, &merge}) attend_only.add(node->get());
+        for (CustomNode* node : {&store, &attend, &merge}) all.add(node->get());
     }
-    ~Graphs() { ggml_free(ctx); }
-
-    ggml_tensor* node(ggml_custom_op_t fn, Batch* batch) {
-        ggml_tensor* t =
-            ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, fn, GGML_N_TASKS_MAX, batch);
-        t->data = &unused;
-        t->flags |= GGML_TENSOR_FLAG_COMPUTE;
-        return t;
-    }
-
-    std::vector<std::uint8_t> memory;
-    float unused = 0;
-    ggml_context* ctx = nullptr;
-    ggml_cgraph *store_only = nullptr, *attend_only = nullptr, *all = nullptr;
+    CustomNode store, attend, merge;
+    Graph store_only{1}, attend_only{2}, all{3};
 };
 
 Batch::Batch(const kernels::KernelSet& kernels, HostCpu& cpu)
@@ -197,16 +176,14 @@ void Batch::store(int) noexcept {
     }
 }
 
-void Batch::store_node(ggml_tensor*, int thread, int, void* batch) {
-    static_cast<Batch*>(batch)->store(thread);
-}
+void Batch::store_node(int thread, void* batch) { static_cast<Batch*>(batch)->store(thread); }
 
-void Batch::attend_node(ggml_tensor*, int thread, int, void* data) {
+void Batch::attend_node(int thread, void* data) {
     auto* batch = static_cast<Batch*>(data);
     for (std::size_t i = 0; i < batch->n_attentions_; ++i) batch->attentions_[i]->decode.run(thread);
 }
 
-void Batch::merge_node(ggml_tensor*, int thread, int, void* data) {
+void Batch::merge_node(int thread, void* data) {
     auto* batch = static_cast<Batch*>(data);
     for (std::size_t i = 0; i < batch->n_attentions_; ++i) batch->attentions_[i]->decode.merge(thread);
 }
@@ -225,9 +202,9 @@ ggml_status Batch::run() {
         store(0);
         for (std::size_t i = 0; i < n_attentions_; ++i) attentions_[i]->decode.run_serial();
     } else {
-        ggml_cgraph* graph = n_attentions_ == 0 ? graphs_->store_only
-                             : writes_.empty()  ? graphs_->attend_only
-                                                : graphs_->all;
+        ggml_cgraph* graph = n_attentions_ == 0 ? graphs_->store_only.get()
+                             : writes_.empty()  ? graphs_->attend_only.get()
+                                                : graphs_->all.get();
         status = cpu_.compute(graph, false);
         store(0);  // does nothing unless the host could not run the graph: rows are never left half stored
     }

@@ -50,9 +50,9 @@ class Batch {
     void add_queries(const ggml_tensor* op, const QueryGroups::Group& queries);
     void store(int thread) noexcept;
     void finish() noexcept;
-    static void store_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
-    static void attend_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
-    static void merge_node(ggml_tensor* dst, int thread, int n_threads, void* batch);
+    static void store_node(int thread, void* batch);
+    static void attend_node(int thread, void* batch);
+    static void merge_node(int thread, void* batch);
 
     const kernels::KernelSet& kernels_;
     HostCpu& cpu_;

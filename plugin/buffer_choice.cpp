@@ -1,22 +1,17 @@
 #include "buffer_choice.h"
 
 #include <cstring>
-#include <vector>
+
+#include "thread_state.h"
 
 namespace mixed_kv::plugin {
 namespace {
 
+// Bytes of the recurrent state that was announced last, with nothing else in between.
 struct Announced {
-    std::size_t padded_size;
-    bool recurrent;
+    std::size_t recurrent = 0;
 };
-
-// In the order of announcement. ggml announces tensors a second time while it places them in a buffer, so
-// only the last ones that make up a buffer's size count.
-thread_local std::vector<Announced> announced;
-
-// More than any buffer has; announcements that no buffer follows must not pile up.
-constexpr std::size_t kMaxAnnounced = 64 * 1024;
+ThreadState<Announced> announced;
 
 // llama_memory_recurrent names its tensors so.
 bool is_recurrent_state(const char* name) {
@@ -25,22 +20,20 @@ bool is_recurrent_state(const char* name) {
 
 }  // namespace
 
-void note_allocation(const ggml_tensor* tensor, std::size_t alignment) {
+void note_allocation(const ggml_tensor* tensor, std::size_t alignment) noexcept {
     if (tensor->op != GGML_OP_NONE || tensor->view_src != nullptr) return;  // a graph's temporaries
-    if (announced.size() >= kMaxAnnounced) announced.clear();
+    Announced* state = announced.get();
+    if (state == nullptr) return;
     const std::size_t size = (ggml_nbytes(tensor) + alignment - 1) / alignment * alignment;
-    announced.push_back({size, is_recurrent_state(tensor->name)});
+    state->recurrent = is_recurrent_state(tensor->name) ? state->recurrent + size : 0;
 }
 
-bool is_for_recurrent_state(std::size_t size) {
-    std::size_t sum = 0;
-    bool all_recurrent = true;
-    for (auto it = announced.rbegin(); it != announced.rend() && sum < size; ++it) {
-        sum += it->padded_size;
-        all_recurrent = all_recurrent && it->recurrent;
-    }
-    announced.clear();
-    return sum == size && size > 0 && all_recurrent;
+bool is_for_recurrent_state(std::size_t size) noexcept {
+    Announced* state = announced.get();
+    if (state == nullptr) return false;
+    const bool recurrent = size > 0 && state->recurrent == size;
+    state->recurrent = 0;
+    return recurrent;
 }
 
 }  // namespace mixed_kv::plugin

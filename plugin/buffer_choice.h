@@ -12,9 +12,9 @@ namespace mixed_kv::plugin {
 // the CPU's splits and cost nothing (docs/adr/0006-recurrent-state-stays-with-the-host.md).
 
 // A tensor is about to be given memory.
-void note_allocation(const ggml_tensor* tensor, std::size_t alignment);
+void note_allocation(const ggml_tensor* tensor, std::size_t alignment) noexcept;
 
 // Whether the buffer of size bytes, which is asked for now, is for recurrent state and nothing else.
-bool is_for_recurrent_state(std::size_t size);
+bool is_for_recurrent_state(std::size_t size) noexcept;
 
 }  // namespace mixed_kv::plugin

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 
+#include "fitting.h"
 #include "kv_buffer.h"
 #include "log.h"
 #include "memory_estimate.h"
@@ -39,6 +40,11 @@ void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
     get_system_memory(free, total);
     try {
         const Settings now = settings();
+        if (const auto measured = free_for_counted(*free, now)) {
+            *free = *measured;
+            *total = std::max(*total, *free);
+            return;
+        }
         const double factor = f16_equivalent(now);
         *free = size_t(double(memory_for_caches(*free, now)) * factor);
         *total = size_t(double(now.limit_mb == 0 ? *total : std::min(*total, size_t(now.limit_mb) << 20)) *

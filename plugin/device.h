@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mutex>
 #include <string>
 
 #include "ggml-backend-impl.h"
@@ -17,11 +18,16 @@ ggml_backend_dev_t device();
 Settings settings();
 // "window=128,k=q4": see mixed_kv_api.configure. Throws Error and changes nothing when text is wrong.
 void configure(const std::string& text);
+// Of what configure() sets.
+std::mutex& override_mutex();
 // The kernels of backends and caches created now. Throws Error when MIXED_KV_ISA was refused.
 const kernels::KernelSet& kernel_set_in_use();
 // Name of the kernels in use; "none" when MIXED_KV_ISA was refused.
 const char* active_isa_name();
 
+// Hooks into the host's CPU backend, once it is there: when the plugin is loaded, while there are no other
+// threads as a rule, else with the first backend instance.
+void install_hooks();
 // A backend instance (one per llama_context); null with a logged reason when it cannot work.
 ggml_backend_t new_backend(ggml_backend_dev_t device);
 bool is_our_backend(ggml_backend_t backend);

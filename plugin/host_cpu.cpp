@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "log.h"
+#include "lone_cpu_hook.h"
 #include "pool_hook.h"
 
 namespace mixed_kv::plugin {
@@ -10,6 +10,8 @@ namespace {
 
 // A host has one or two pools (generation, batch); more only after replacing them.
 constexpr std::size_t kMaxInstances = 4;
+
+HostCpu* first_instance = nullptr;
 
 }  // namespace
 
@@ -21,16 +23,52 @@ void* HostCpu::function_address(const char* name) {
                           : ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), name);
 }
 
+std::mutex& host_cpus_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
+HostCpu::HostCpu() {
+    std::lock_guard<std::mutex> lock(host_cpus_mutex());
+    next_ = first_instance;
+    first_instance = this;
+}
+
 HostCpu::~HostCpu() {
-    if (borrower_ != nullptr) return_pool(borrower_);
+    {
+        std::lock_guard<std::mutex> lock(host_cpus_mutex());
+        HostCpu** at = &first_instance;
+        while (*at != this) at = &(*at)->next_;
+        *at = next_;
+    }
     for (const Instance& i : instances_) ggml_backend_free(i.backend);
+}
+
+bool HostCpu::has_lent_to(ggml_backend_t cpu) {
+    std::lock_guard<std::mutex> lock(host_cpus_mutex());
+    for (const HostCpu* i = first_instance; i != nullptr; i = i->next_) {
+        if (i->borrower_ == cpu) return true;
+    }
+    return false;
+}
+
+void HostCpu::set_borrower(ggml_backend_t cpu) {
+    std::lock_guard<std::mutex> lock(host_cpus_mutex());
+    borrower_ = cpu;
 }
 
 void HostCpu::start_graph(int n_threads) {
     n_threads_ = std::max(1, n_threads);
+    {
+        std::lock_guard<std::mutex> lock(host_cpus_mutex());
+        user_ = std::this_thread::get_id();
+        // Lent to a context of another thread before the fork. (Detaching locks the pool, which a thread that
+        // went to sleep at the very moment of the fork would have left locked.)
+        if (lease_.is_stale()) take_pool_back();
+    }
     const HostPool host = take_host_pool_of_this_thread();
     if (host.pool != nullptr) {
-        borrower_ = nullptr;
+        set_borrower(nullptr);
         pool_ = host.pool;
         return;
     }
@@ -42,9 +80,41 @@ void HostCpu::lend_to(ggml_backend_t cpu) {
     // Detached before it goes back to the stock: detaching pauses a pool, which another context may be using
     // by then.
     if (borrower_ == cpu && lease_.n_threads() < n_threads_) original_set_threadpool()(cpu, nullptr);
+    set_borrower(nullptr);
+    pool_ = nullptr;
     ggml_threadpool_t pool = lease_.acquire(n_threads_);
-    borrower_ = pool == nullptr ? nullptr : cpu;
-    if (pool != nullptr) lend_pool(cpu, pool);
+    if (pool == nullptr) return;
+    original_set_threadpool()(cpu, pool);
+    set_borrower(cpu);
+}
+
+// Under the lock of the list.
+void HostCpu::take_pool_back() {
+    drop_lent_instances();
+    if (borrower_ != nullptr) {
+        original_set_threadpool()(borrower_, nullptr);
+        borrower_ = nullptr;
+        pool_ = nullptr;
+    }
+    lease_.release();
+}
+
+void HostCpu::drop_lent_instances() {
+    if (lease_.pool() == nullptr) return;
+    const auto lent = std::remove_if(instances_.begin(), instances_.end(), [&](const Instance& i) {
+        if (i.pool != lease_.pool()) return false;
+        ggml_backend_free(i.backend);
+        return true;
+    });
+    instances_.erase(lent, instances_.end());
+}
+
+void HostCpu::take_back_pools_of_this_thread() {
+    std::lock_guard<std::mutex> lock(host_cpus_mutex());
+    for (HostCpu* i = first_instance; i != nullptr; i = i->next_) {
+        if (i->user_ != std::this_thread::get_id()) continue;
+        i->take_pool_back();
+    }
 }
 
 void HostCpu::set_abort_callback(ggml_abort_callback callback, void* data) {
@@ -62,7 +132,8 @@ ggml_backend_t HostCpu::instance() {
         ggml_backend_free(instances_.front().backend);
         instances_.erase(instances_.begin());
     }
-    ggml_backend_t backend = ggml_backend_dev_init(device(), nullptr);
+    instances_.reserve(instances_.size() + 1);
+    ggml_backend_t backend = new_cpu_backend(device());
     if (backend == nullptr) return nullptr;
     if (pool_ != nullptr && original_set_threadpool() != nullptr) original_set_threadpool()(backend, pool_);
     instances_.push_back({backend, pool_});

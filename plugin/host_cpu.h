@@ -1,5 +1,7 @@
 #pragma once
 
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -12,7 +14,7 @@ namespace mixed_kv::plugin {
 // GGML_OP_CUSTOM nodes), on the host's own thread pool where there is one.
 class HostCpu {
   public:
-    HostCpu() = default;
+    HostCpu();
     ~HostCpu();
     HostCpu(const HostCpu&) = delete;
     HostCpu& operator=(const HostCpu&) = delete;
@@ -32,6 +34,12 @@ class HostCpu {
     void set_abort_callback(ggml_abort_callback callback, void* data);
     bool abort_requested() const;
 
+    // Whether an instance has lent a CPU backend of the host its pool. The host's "no pool" then means ours.
+    static bool has_lent_to(ggml_backend_t cpu);
+
+    // Takes the pools back that contexts of this thread were lent, until their next graphs.
+    static void take_back_pools_of_this_thread();
+
     // Runs a graph on the host's threads. abortable: the abort callback may stop it half-way.
     ggml_status compute(ggml_cgraph* graph, bool abortable);
 
@@ -43,6 +51,9 @@ class HostCpu {
     static void* function_address(const char* name);
     ggml_backend_t instance();
     void lend_to(ggml_backend_t cpu);
+    void take_pool_back();
+    void set_borrower(ggml_backend_t cpu);
+    void drop_lent_instances();
 
     // One instance per pool: switching an instance from one pool to another would pause the former, which the
     // host may have freed by then.
@@ -50,9 +61,14 @@ class HostCpu {
     ggml_threadpool_t pool_ = nullptr;
     PoolLease lease_;                    // for a host without a pool
     ggml_backend_t borrower_ = nullptr;  // the host's CPU backend that has our pool
+    std::thread::id user_;               // who computed the last graph
+    HostCpu* next_ = nullptr;            // of all instances; the list guards borrower_ and user_, too
     int n_threads_ = GGML_DEFAULT_N_THREADS;
     ggml_abort_callback abort_callback_ = nullptr;
     void* abort_data_ = nullptr;
 };
+
+// Of the list of all instances.
+std::mutex& host_cpus_mutex();
 
 }  // namespace mixed_kv::plugin

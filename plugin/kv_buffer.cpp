@@ -20,8 +20,12 @@ constexpr std::size_t kOsPage = 4096;
 
 std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// llama.cpp names cache tensors cache_<tag>k_l<layer> and cache_<tag>v_l<layer> when it creates them
-// (llama_kv_cache's constructor); recurrent state is cache_r_l<layer>, cache_s_l<layer>.
+std::size_t offset_in(const KvEntry& entry, const ggml_tensor* tensor, std::size_t offset) {
+    return std::size_t(static_cast<const std::byte*>(tensor->data) - entry.base) + offset;
+}
+
+}  // namespace
+
 bool parse_cache_name(const char* name, KvRole& role, int& layer) {
     if (std::strncmp(name, "cache_", 6) != 0) return false;
     const std::string_view rest(name + 6);
@@ -35,12 +39,6 @@ bool parse_cache_name(const char* name, KvRole& role, int& layer) {
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), layer);
     return error == std::errc{} && end == number.data() + number.size() && layer >= 0;
 }
-
-std::size_t offset_in(const KvEntry& entry, const ggml_tensor* tensor, std::size_t offset) {
-    return std::size_t(static_cast<const std::byte*>(tensor->data) - entry.base) + offset;
-}
-
-}  // namespace
 
 KvBuffer::KvBuffer(std::size_t size, const Settings& settings) : size_(size), settings_(settings) {
     mapped_ = round_up(std::max<std::size_t>(size, 1), kOsPage);
@@ -195,7 +193,6 @@ bool KvBuffer::copy(const ggml_tensor* from, ggml_tensor* to) {
             const auto from_cell = std::int64_t(from_offset / a->row_bytes);
             const auto to_cell = std::int64_t(to_offset / a->row_bytes);
             const auto n = std::int64_t(size / a->row_bytes);
-            if (a->tracker == b->tracker) b->tracker->on_copy(from_cell, to_cell, n);
             b->tensor->copy_rows(*a->tensor, from_cell, to_cell, n);
             return true;
         }

@@ -44,6 +44,8 @@ struct KvEntry {
     bool mixed() const noexcept { return tensor != nullptr && !tensor->pinned(); }
 };
 
+struct Line;
+
 // What one ggml buffer of our type holds: an address range that is only reserved, plain tensors inside it,
 // and the KV tensors whose contents live in pages elsewhere. K/V are recognised when they are created
 // (llama.cpp names them cache_k_l<layer> and cache_v_l<layer>); after that the address decides.
@@ -81,9 +83,16 @@ class KvBuffer {
 
     // The line that says what this cache is; empty when it holds no KV tensors.
     std::string describe() const;
-    // Says once what this cache is, or why it is not mixed: when the reserved graphs have shown all, or when
-    // forced. Returns whether it has been said.
-    bool announce(bool force);
+    // Adds to lines, once, what this cache is or why it is not mixed: when the reserved graphs have shown
+    // all, or when forced. Returns whether that has been done.
+    bool announce(bool force, std::vector<Line>& lines);
+
+    // Over all tensors of the cache.
+    struct Totals {
+        KvTensor::Memory memory;
+        KvTensor::Counters events;
+    };
+    Totals totals() const;
 
     // With GGML_MIXED_KV_VERBOSE >= 1: what the cache held and did, when it is freed.
     void say_goodbye() const;
@@ -121,6 +130,11 @@ class KvBuffer {
 };
 
 ggml_backend_buffer_type_t buffer_type();
+
+// llama.cpp names cache tensors cache_<tag>k_l<layer> and cache_<tag>v_l<layer> when it creates them
+// (llama_kv_cache's constructor); recurrent state is cache_r_l<layer>, cache_s_l<layer>. False for other
+// names.
+bool parse_cache_name(const char* name, KvRole& role, int& layer);
 
 // The root of a view: where its memory is.
 inline const ggml_tensor* root_of(const ggml_tensor* t) noexcept { return t->view_src ? t->view_src : t; }

@@ -1,12 +1,12 @@
 // ggml's buffer and buffer type interfaces over KvBuffer. Exceptions end here.
 #include <cstdio>
-#include <exception>
 
+#include "border.h"
 #include "buffer_choice.h"
 #include "device.h"
+#include "fitting.h"
 #include "host_cpu.h"
 #include "kv_buffer.h"
-#include "log.h"
 #include "mixed_kv/error.h"
 #include "report.h"
 
@@ -22,11 +22,7 @@ KvBuffer& get(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buf
 template <typename Fn>
 void guarded(KvBuffer& buffer, const char* what, Fn&& fn) {
     std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
-    try {
-        fn();
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "%s failed: %s", what, e.what());
-    }
+    at_border(what, fn);
 }
 
 void free_buffer(ggml_backend_buffer_t buffer) { delete static_cast<KvBuffer*>(buffer->context); }
@@ -53,17 +49,14 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     // Graph tensors are initialised on every step; only what lives as long as the buffer can be a cache.
     if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE) return GGML_STATUS_SUCCESS;
     KvBuffer& kv = get(buffer);
-    try {
+    return at_border("setting up a cache tensor", GGML_STATUS_ALLOC_FAILED, [&] {
         {
             std::lock_guard<std::recursive_mutex> lock(kv.mutex);
             kv.init_tensor(tensor);
         }
         check_limit(kv);
         return GGML_STATUS_SUCCESS;
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "cannot set up %s: %s", tensor->name, e.what());
-        return GGML_STATUS_ALLOC_FAILED;
-    }
+    });
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
@@ -82,13 +75,7 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* d
 }
 
 bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
-    bool done = false;
-    try {
-        done = get(buffer).copy(src, dst);
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "copying %s failed: %s", src->name, e.what());
-    }
-    return done;
+    return at_border("copying a cache tensor", false, [&] { return get(buffer).copy(src, dst); });
 }
 
 void clear(ggml_backend_buffer_t buffer, uint8_t value) {
@@ -117,23 +104,27 @@ const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME;
 constexpr std::size_t kAlignment = 32;
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
-    try {
+    return at_border("no cache", ggml_backend_buffer_t(nullptr), [&] {
         if (is_for_recurrent_state(size) && HostCpu::device() != nullptr)
             return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(HostCpu::device()), size);
         auto buffer = std::make_unique<KvBuffer>(size, settings());
         ggml_backend_buffer_t result = ggml_backend_buffer_init(type, kBufferInterface, buffer.get(), size);
-        if (result != nullptr) buffer.release();
+        if (result == nullptr) return result;
+        buffer.release();
+        note_cache();
         return result;
-    } catch (const std::exception& e) {
-        MIXED_KV_LOG(ERROR, "%s", e.what());
-        return nullptr;
-    }
+    });
 }
 
 size_t get_alignment(ggml_backend_buffer_type_t) { return kAlignment; }
 
 size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor* tensor) {
-    note_allocation(tensor, kAlignment);
+    if (tensor->buffer == nullptr) {
+        note_allocation(tensor, kAlignment);
+    } else if (tensor->op == GGML_OP_NONE && tensor->view_src == nullptr &&
+               tensor->buffer->context == nullptr) {  // in a placeholder
+        note_counted(tensor);
+    }
     return ggml_nbytes(tensor);
 }
 

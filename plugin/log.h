@@ -2,8 +2,13 @@
 
 #include "ggml.h"
 
-extern "C" void ggml_log_internal(enum ggml_log_level level, const char* format, ...);
+namespace mixed_kv::plugin {
 
-// One line through the host's log callback.
+// One line through the host's log callback, without asking for memory: there may be none. ggml's own function
+// allocates for lines above 127 characters, and does not look at what it got.
+[[gnu::format(printf, 2, 3)]] void log_line(ggml_log_level level, const char* format, ...) noexcept;
+
+}  // namespace mixed_kv::plugin
+
 #define MIXED_KV_LOG(level, format, ...) \
-    ggml_log_internal(GGML_LOG_LEVEL_##level, "mixed-kv: " format "\n" __VA_OPT__(, ) __VA_ARGS__)
+    ::mixed_kv::plugin::log_line(GGML_LOG_LEVEL_##level, format __VA_OPT__(, ) __VA_ARGS__)

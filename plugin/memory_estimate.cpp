@@ -13,9 +13,7 @@ constexpr double kPlannedRows = 16384;
 
 // Heads are known once the host has shown its graphs. Before that: a size of head whose blocks have no
 // padding.
-HeadShape head_shape(const KvEntry& entry) {
-    if (entry.offered.n_head > 0) return entry.offered;
-    const int row_elements = entry.tensor->config().row_elements;
+HeadShape likely_heads(int row_elements) {
     for (const int head_dim : {128, 64, 32, 16}) {
         if (row_elements % head_dim == 0) return {row_elements / head_dim, head_dim};
     }
@@ -32,32 +30,46 @@ std::int64_t hot_pages(std::int64_t n_rows, int window) {
 
 }  // namespace
 
-TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows) {
+TensorMemory expected_memory(const StoredTensor& tensor, const Settings& settings, std::int64_t n_rows) {
     TensorMemory memory;
-    if (!entry.mixed() || !entry.expected_pin.empty()) {
-        memory.hot = double(entry.size_bytes());
+    if (!tensor.mixed) {
+        memory.hot = double(tensor.row_bytes) * double(tensor.n_cells) * tensor.n_stream;
         return memory;
     }
-    const HeadShape shape = head_shape(entry);
-    const ColdFormat* format = entry.tensor->config().format;
-    const double hot_page = double(entry.row_bytes) * kPageTokens;
+    const double hot_page = double(tensor.row_bytes) * kPageTokens;
     const std::int64_t n_pages = (n_rows + kPageTokens - 1) / kPageTokens;
     std::int64_t hot = n_pages;
-    if (format != nullptr) {
-        const double cold_page = double(format->block_bytes(entry.role, shape.head_dim)) * shape.n_head;
+    if (tensor.format != nullptr) {
+        const HeadShape shape =
+            tensor.heads.n_head > 0 ? tensor.heads : likely_heads(int(tensor.row_bytes / sizeof(fp16_t)));
+        const double cold_page =
+            double(tensor.format->block_bytes(tensor.role, shape.head_dim)) * shape.n_head;
         hot = hot_pages(n_rows, settings.window);
         std::int64_t cold = n_pages - hot;
         for (std::int64_t sinks = settings.sinks; sinks > 0 && cold > 0; sinks -= kPageTokens, --cold) {
             const int in_page = int(std::min<std::int64_t>(sinks, kPageTokens));
-            const double page_bytes = cold_page + cache::overlay_capacity(in_page) * double(entry.row_bytes);
+            const double page_bytes = cold_page + cache::overlay_capacity(in_page) * double(tensor.row_bytes);
             memory.cold += std::min(page_bytes, hot_page);  // what would not get smaller stays hot
         }
         memory.cold += double(cold) * cold_page;
     }
     memory.hot = double(hot) * hot_page;
-    memory.hot *= entry.n_stream;
-    memory.cold *= entry.n_stream;
-    memory.records = double(entry.tensor->memory().bookkeeping);
+    memory.hot *= tensor.n_stream;
+    memory.cold *= tensor.n_stream;
+    return memory;
+}
+
+TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows) {
+    StoredTensor tensor;
+    tensor.role = entry.role;
+    tensor.row_bytes = entry.row_bytes;
+    tensor.n_cells = entry.n_cells;
+    tensor.n_stream = entry.n_stream;
+    tensor.heads = entry.offered;
+    tensor.mixed = entry.mixed() && entry.expected_pin.empty();
+    if (tensor.mixed) tensor.format = entry.tensor->config().format;
+    TensorMemory memory = expected_memory(tensor, settings, n_rows);
+    if (tensor.mixed) memory.records = double(entry.tensor->memory().bookkeeping);
     return memory;
 }
 

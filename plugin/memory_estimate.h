@@ -11,12 +11,24 @@ namespace mixed_kv::plugin {
 // grew token by token (docs/memory.md has the formula):
 //   hot      pages that reach into the window or are not full, FP16
 //   cold     all other pages, and an overlay row for every sink
-//   records  what the tensor keeps beside its rows, without what its cache shares
+//   records  what the tensor keeps beside its rows, without what its cache shares (of a KvEntry only)
 // A tensor that is not mixed takes its plain F16 size whatever its fill, as llama.cpp's own cache would.
 struct TensorMemory {
     double hot = 0, cold = 0, records = 0;
     double total() const noexcept { return hot + cold + records; }
 };
+
+// A tensor as far as its size depends on it. Without heads, a likely size of head is taken.
+struct StoredTensor {
+    KvRole role = KvRole::key;
+    std::size_t row_bytes = 0;  // one cell's row, all heads, as declared
+    std::int64_t n_cells = 0;   // per stream
+    int n_stream = 1;
+    HeadShape heads;
+    const ColdFormat* format = nullptr;  // null: exact f16
+    bool mixed = true;
+};
+TensorMemory expected_memory(const StoredTensor& tensor, const Settings& settings, std::int64_t n_rows);
 TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows);
 
 // Of a whole cache, trackers included, in bytes, with every cell in use.

@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
+#include "fitting.h"
 #include "host_cpu.h"
 #include "kernels/contract.h"
 #include "rope_shift.h"
@@ -107,6 +109,16 @@ bool reads_placeholder(const ggml_tensor* op) {
     return false;
 }
 
+// -sm tensor wraps devices into one and shows weights in its placeholders.
+bool reads_wrapped(const ggml_tensor* op) {
+    for (const ggml_tensor* src : op->src) {
+        const ggml_backend_buffer* buffer = src == nullptr ? nullptr : root_of(src)->buffer;
+        ggml_backend_dev_t device = buffer == nullptr ? nullptr : buffer->buft->device;
+        if (device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) return true;
+    }
+    return false;
+}
+
 // Memory fitting (llama_model_params::no_alloc: --fit, node-llama-cpp's estimates) plans graphs over caches
 // whose buffer is such a placeholder. They must be planned like real ones: a refused write aborts the host.
 bool uses_placeholder_cache(const ggml_tensor* op) {
@@ -117,8 +129,32 @@ bool uses_placeholder_cache(const ggml_tensor* op) {
     return false;
 }
 
-// The CPU device judges by buffers too and refuses ours, because they are not host buffers. Plain and pinned
-// memory of ours is as good as a host buffer, so ask about the op alone.
+// Contexts may share a cache, and tools may be looking at it.
+void learn(const ggml_tensor* op, OpKind kind) {
+    if (kind == OpKind::attention) {
+        const ggml_tensor *k = op->src[1], *v = op->src[2];
+        const std::lock_guard<std::recursive_mutex> lock(KvBuffer::buffer_of(k)->mutex);
+        KvEntry* ke = KvBuffer::entry_of(k);
+        KvEntry* ve = KvBuffer::entry_of(v);
+        ke->offered = {int(k->ne[2]), int(k->ne[0])};
+        if (ve != ke) ve->offered = {int(v->ne[2]), int(v->ne[0])};
+        if (const int layer = attention_layer(op); layer >= 0) KvBuffer::buffer_of(k)->offer_attention(layer);
+        ke->expected_pin.clear();
+        ve->expected_pin.clear();
+    } else if (kind == OpKind::delegate) {
+        const auto note = [&](const ggml_tensor* t) {
+            KvEntry* entry = t == nullptr ? nullptr : mixed_entry_of(t);
+            if (entry == nullptr) return;
+            const std::lock_guard<std::recursive_mutex> lock(KvBuffer::buffer_of(t)->mutex);
+            entry->expected_pin = pin_reason(op);
+        };
+        note(op);
+        for (const ggml_tensor* src : op->src) note(src);
+    }
+}
+
+}  // namespace
+
 bool cpu_supports(const ggml_tensor* op) {
     ggml_backend_dev_t cpu = HostCpu::device();
     if (cpu == nullptr) return false;
@@ -137,28 +173,6 @@ bool cpu_supports(const ggml_tensor* op) {
     copy.view_src = nullptr;
     return ggml_backend_dev_supports_op(cpu, &copy);
 }
-
-void learn(const ggml_tensor* op, OpKind kind) {
-    if (kind == OpKind::attention) {
-        const ggml_tensor *k = op->src[1], *v = op->src[2];
-        KvEntry* ke = KvBuffer::entry_of(k);
-        KvEntry* ve = KvBuffer::entry_of(v);
-        ke->offered = {int(k->ne[2]), int(k->ne[0])};
-        if (ve != ke) ve->offered = {int(v->ne[2]), int(v->ne[0])};
-        if (const int layer = attention_layer(op); layer >= 0) KvBuffer::buffer_of(k)->offer_attention(layer);
-        ke->expected_pin.clear();
-        ve->expected_pin.clear();
-    } else if (kind == OpKind::delegate) {
-        const auto note = [&](const ggml_tensor* t) {
-            KvEntry* entry = t == nullptr ? nullptr : mixed_entry_of(t);
-            if (entry != nullptr) entry->expected_pin = pin_reason(op);
-        };
-        note(op);
-        for (const ggml_tensor* src : op->src) note(src);
-    }
-}
-
-}  // namespace
 
 int attention_layer(const ggml_tensor* op) {
     const char* name = root_of(op->src[0])->name;
@@ -185,12 +199,22 @@ bool supports(const ggml_tensor* op) {
     const bool into_ours = KvBuffer::buffer_of(op) != nullptr;
     bool from_ours = false;
     for (const ggml_tensor* src : op->src) from_ours = from_ours || (src != nullptr && is_persistent(src));
-    if (reads_placeholder(op) || (!into_ours && !from_ours)) return false;
+    if (reads_placeholder(op)) {
+        note_weight();
+        return false;
+    }
+    if (!into_ours && !from_ours) {
+        if (reads_wrapped(op)) note_wrapped_weight();
+        return false;
+    }
 
     const OpKind kind = classify(op);
     // What is written into our memory cannot be computed anywhere else: the scheduler would abort.
     if (kind == OpKind::delegate && !into_ours && !cpu_supports(op)) return false;
-    learn(op, kind);
+    try {
+        learn(op, kind);
+    } catch (const std::bad_alloc&) {  // what is said about the cache is less exact then, no more
+    }
     return true;
 }
 

@@ -23,6 +23,11 @@ OpKind classify(const ggml_tensor* op);
 // and which ops will make us pin.
 bool supports(const ggml_tensor* op);
 
+// Whether the host's CPU device computes the op. It judges by buffers too and refuses ours, because they are
+// not host buffers. Plain and pinned memory of ours is as good as a host buffer, so this asks about the op
+// alone.
+bool cpu_supports(const ggml_tensor* op);
+
 // For a delegated op: why the KV tensors it touches have to be plain F16.
 std::string pin_reason(const ggml_tensor* op);
 

@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "op_match.h"
+#include "table_hook.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -21,7 +22,7 @@ void install_placement_hook(ggml_backend_dev_t cpu) {
     static std::once_flag once;
     std::call_once(once, [&] {
         original_supports_op = cpu->iface.supports_op;
-        cpu->iface.supports_op = hooked_supports_op;
+        replace_entry(cpu->iface.supports_op, hooked_supports_op);
     });
 }
 

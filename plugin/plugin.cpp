@@ -11,7 +11,9 @@
 #include <string>
 
 #include "api.h"
+#include "border.h"
 #include "device.h"
+#include "graphs.h"
 #include "kernels/contract.h"
 #include "log.h"
 #include "mixed_kv/error.h"
@@ -28,6 +30,8 @@ struct LoadedSettings {
         try {
             settings = Settings::from_environment();
             isa = active_kernel_set().name;
+        } catch (const std::bad_alloc&) {
+            throw;  // not the settings' fault: the next one who asks tries again
         } catch (const std::exception& e) {
             refusal = e.what();
         }
@@ -39,7 +43,6 @@ const LoadedSettings& loaded() {
     return instance;
 }
 
-std::mutex override_mutex;
 std::optional<Settings> override_settings;
 const kernels::KernelSet* override_kernels = nullptr;
 
@@ -47,10 +50,16 @@ const char* reg_name(ggml_backend_reg_t) { return MIXED_KV_REG_NAME; }
 size_t device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t) { return device(); }
 
+// -sm row: rows of weights split over devices. We hold no weights, so the mode means nothing here, as on a
+// machine without a GPU; a device without this function is refused.
+ggml_backend_buffer_type_t split_buffer_type(int, const float*) { return nullptr; }
+
 void* get_proc_address(ggml_backend_reg_t, const char* name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
     if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0)
         return reinterpret_cast<void*>(set_abort_callback);
+    if (std::strcmp(name, "ggml_backend_split_buffer_type") == 0)
+        return reinterpret_cast<void*>(split_buffer_type);
     if (std::strcmp(name, "mixed_kv_get_api") == 0) return reinterpret_cast<void*>(api);
     return nullptr;
 }
@@ -73,9 +82,14 @@ bool fits_host() {
 
 }  // namespace
 
+std::mutex& override_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
 Settings settings() {
     {
-        std::lock_guard<std::mutex> lock(override_mutex);
+        std::lock_guard<std::mutex> lock(override_mutex());
         if (override_settings) return *override_settings;
     }
     if (!loaded().refusal.empty()) throw Error(loaded().refusal);
@@ -120,18 +134,18 @@ void configure(const std::string& text) {
             return found->second;
         });
     }
-    std::lock_guard<std::mutex> lock(override_mutex);
+    std::lock_guard<std::mutex> lock(override_mutex());
     override_settings = parsed;
     override_kernels = kernels;
 }
 
 const kernels::KernelSet& kernel_set_in_use() {
-    std::lock_guard<std::mutex> lock(override_mutex);
+    std::lock_guard<std::mutex> lock(override_mutex());
     return override_kernels != nullptr ? *override_kernels : active_kernel_set();
 }
 
 const char* active_isa_name() {
-    std::lock_guard<std::mutex> lock(override_mutex);
+    std::lock_guard<std::mutex> lock(override_mutex());
     return override_kernels != nullptr ? override_kernels->name : loaded().isa.c_str();
 }
 
@@ -156,10 +170,14 @@ ggml_backend_reg_t registration() {
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
     using namespace mixed_kv::plugin;
     if (!fits_host()) return nullptr;
-    if (!loaded().refusal.empty()) {
-        // Loaded all the same: going on silently with another cache than the one asked for would ignore the
-        // setting. Creating a context on our device fails with this line.
-        MIXED_KV_LOG(ERROR, "%s", loaded().refusal.c_str());
-    }
-    return registration();
+    return at_border("not loaded", ggml_backend_reg_t(nullptr), [] {
+        prepare_graphs();
+        install_hooks();
+        if (!loaded().refusal.empty()) {
+            // Loaded all the same: going on silently with another cache than the one asked for would ignore
+            // the setting. Creating a context on our device fails with this line.
+            MIXED_KV_LOG(ERROR, "%s", loaded().refusal.c_str());
+        }
+        return registration();
+    });
 }

@@ -2,9 +2,11 @@
 
 #include <cstring>
 #include <mutex>
-#include <set>
 
 #include "ggml-backend-impl.h"
+#include "host_cpu.h"
+#include "table_hook.h"
+#include "thread_state.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -13,19 +15,12 @@ using get_proc_address_t = void* (*)(ggml_backend_reg_t, const char*);
 
 get_proc_address_t original_get_proc_address = nullptr;
 set_threadpool_t set_threadpool = nullptr;
-thread_local HostPool pool_of_this_thread;
-
-std::mutex borrowers_mutex;
-std::set<ggml_backend_t> borrowers;  // CPU backends of the host that have a pool of ours
+ThreadState<HostPool> pool_of_this_thread;
 
 void hooked_set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool) {
-    pool_of_this_thread = {backend, pool, true};
-    {
-        std::lock_guard<std::mutex> lock(borrowers_mutex);
-        // The host says before each graph that it has no pool. Taking ours away would pause it every time.
-        if (pool == nullptr && borrowers.count(backend) != 0) return;
-        borrowers.erase(backend);
-    }
+    if (HostPool* state = pool_of_this_thread.get()) *state = {backend, pool, true};
+    // The host says before each graph that it has no pool. Taking ours away would pause it every time.
+    if (pool == nullptr && HostCpu::has_lent_to(backend)) return;
     set_threadpool(backend, pool);
 }
 
@@ -45,25 +40,16 @@ void install_pool_hook(ggml_backend_reg_t cpu_registration) {
         set_threadpool = reinterpret_cast<set_threadpool_t>(
             original_get_proc_address(cpu_registration, "ggml_backend_cpu_set_threadpool"));
         if (set_threadpool == nullptr) return;  // a CPU backend without pools: nothing to share
-        cpu_registration->iface.get_proc_address = hooked_get_proc_address;
+        replace_entry(cpu_registration->iface.get_proc_address, hooked_get_proc_address);
     });
 }
 
 HostPool take_host_pool_of_this_thread() {
-    const HostPool pool = pool_of_this_thread;
-    pool_of_this_thread.fresh = false;
+    HostPool* state = pool_of_this_thread.get();
+    if (state == nullptr) return {};
+    const HostPool pool = *state;
+    state->fresh = false;
     return pool;
-}
-
-void lend_pool(ggml_backend_t cpu, ggml_threadpool_t pool) {
-    std::lock_guard<std::mutex> lock(borrowers_mutex);
-    borrowers.insert(cpu);
-    set_threadpool(cpu, pool);
-}
-
-void return_pool(ggml_backend_t cpu) {
-    std::lock_guard<std::mutex> lock(borrowers_mutex);
-    borrowers.erase(cpu);
 }
 
 set_threadpool_t original_set_threadpool() { return set_threadpool; }

@@ -24,11 +24,6 @@ struct HostPool {
 // What was last set on this thread.
 HostPool take_host_pool_of_this_thread();
 
-// Attaches a pool to a CPU backend of the host until the host attaches one of its own. The pool must outlive
-// the backend. return_pool forgets the loan without touching the backend, which may be gone.
-void lend_pool(ggml_backend_t cpu, ggml_threadpool_t pool);
-void return_pool(ggml_backend_t cpu);
-
 // ggml's own function, not the wrapped one.
 using set_threadpool_t = void (*)(ggml_backend_t, ggml_threadpool_t);
 set_threadpool_t original_set_threadpool();

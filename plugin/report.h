@@ -12,6 +12,11 @@ namespace mixed_kv::plugin {
 
 class KvBuffer;
 
+struct Line {
+    bool warning;
+    std::string text;
+};
+
 // What the plugin tells people and tools: log lines, counters, the list of live caches.
 class Report {
   public:
@@ -37,8 +42,19 @@ class Report {
     // Lets every cache that has not yet done so say what it is.
     void announce_all(bool force);
 
+    // In a forked child: forgets the caches that other threads were using, whose locks nobody will open.
+    // Under the report's own locks.
+    void forget_caches_in_use() noexcept;
+    // For what must hold all of them (fork_guard.h).
+    template <typename Fn>
+    void for_each_lock(Fn&& fn) {
+        fn(mutex_);
+        fn(lines_mutex_);
+    }
+
   private:
-    std::mutex mutex_;  // taken before a buffer's own
+    std::mutex mutex_;        // of everything but the lines; taken before a buffer's own
+    std::mutex lines_mutex_;  // of the lines; the last one taken
     std::vector<KvBuffer*> buffers_;
     std::string lines_;
     std::uint64_t retired_freezes_ = 0, retired_reencodes_ = 0, retired_promotions_ = 0;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <unordered_map>
 
+#include "graphs.h"
+
 namespace mixed_kv::plugin {
 
 bool rotary_pairs(const ggml_tensor* op, std::size_t row_offset, RotaryPairs& pairs, int& head_dim) {
@@ -72,10 +74,7 @@ ggml_status KeyShifts::read_turns(const ggml_tensor* op, const RotaryPairs& pair
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t pair = 0; pair < n_pairs; ++pair) in[i * width + channel(pair, 0)] = 1.0f;
     }
-    std::vector<std::uint8_t> memory(ggml_graph_overhead_custom(1, false) + ggml_tensor_overhead());
-    const std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(
-        ggml_init({memory.size(), memory.data(), true}), ggml_free);
-    ggml_cgraph* graph = ggml_new_graph_custom(ctx.get(), 1, false);
+    Graph graph(1);
     ggml_tensor rope = *op, rows = *op->src[0], positions = *op->src[1];
     for (ggml_tensor* t : {&rope, &rows}) {
         t->type = GGML_TYPE_F32;
@@ -95,8 +94,8 @@ ggml_status KeyShifts::read_turns(const ggml_tensor* op, const RotaryPairs& pair
     positions.data = const_cast<std::int32_t*>(cells.positions.data());
     rope.src[0] = &rows;
     rope.src[1] = &positions;
-    ggml_graph_add_node(graph, &rope);
-    const ggml_status status = cpu_.compute(graph, false);
+    graph.add(&rope);
+    const ggml_status status = cpu_.compute(graph.get(), false);
     if (status != GGML_STATUS_SUCCESS) return status;
     turns.resize(n * 2 * n_pairs);
     for (std::size_t i = 0; i < n; ++i) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <mutex>
+
 #include "ggml-cpu.h"
 
 namespace mixed_kv::plugin {
@@ -17,6 +19,8 @@ class PoolLease {
     // enough. Null when the CPU backend offers no pools.
     ggml_threadpool_t acquire(int n_threads);
     void release();
+    // Whether the pool's threads are missing: it was made before this process was forked.
+    bool is_stale() const noexcept;
 
     ggml_threadpool_t pool() const noexcept { return pool_; }
     int n_threads() const noexcept { return n_threads_; }
@@ -24,6 +28,9 @@ class PoolLease {
   private:
     ggml_threadpool_t pool_ = nullptr;
     int n_threads_ = 0;
+    unsigned generation_ = 0;  // of the process that made the pool
 };
+
+std::mutex& stock_mutex();
 
 }  // namespace mixed_kv::plugin

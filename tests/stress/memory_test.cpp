@@ -67,25 +67,27 @@ double promised_mib() {
 }
 
 struct Fit {
+    llama_model_params model;
     std::uint32_t n_ctx;
     common_params_fit_status status;
 };
 
-// The context that llama.cpp's --fit chooses by itself, with no memory to be left over.
-Fit fit(ggml_backend_dev_t device) {
-    llama_model_params model = llama_model_default_params();
-    ggml_backend_dev_t devices[] = {device, nullptr};
-    model.devices = devices;
+// What llama.cpp's --fit, as its programs call it, makes of a context of n_ctx tokens; 0: its own choice.
+Fit fit(std::uint32_t n_ctx) {
+    static ggml_backend_dev_t devices[] = {plugin_device(), nullptr};
+    static std::vector<float> split(llama_max_devices());
+    static std::vector<llama_model_tensor_buft_override> overrides(llama_max_tensor_buft_overrides());
+    Fit result{llama_model_default_params(), 0, COMMON_PARAMS_FIT_STATUS_ERROR};
+    result.model.devices = devices;
     llama_context_params context = llama_context_default_params();
-    context.n_ctx = 0;
+    context.n_ctx = n_ctx;
     context.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    std::vector<float> split(llama_max_devices());
-    std::vector<llama_model_tensor_buft_override> overrides(llama_max_tensor_buft_overrides());
-    std::vector<std::size_t> margins(llama_max_devices(), 0);
-    const auto status =
-        common_fit_params(wide_model().c_str(), &model, &context, split.data(), overrides.data(),
-                          margins.data(), 256, nullptr, GGML_LOG_LEVEL_ERROR);
-    return {context.n_ctx, status};
+    std::fill(split.begin(), split.end(), 0.0f);
+    std::vector<std::size_t> margins(llama_max_devices(), std::size_t(1024) << 20);
+    result.status = common_fit_params(wide_model().c_str(), &result.model, &context, split.data(),
+                                      overrides.data(), margins.data(), 256, nullptr, GGML_LOG_LEVEL_ERROR);
+    result.n_ctx = context.n_ctx;
+    return result;
 }
 
 }  // namespace
@@ -176,9 +178,9 @@ TEST(CacheMemory, LimitRefusesAtCreation) {
 TEST(CacheMemory, AutomaticContextSizeFitsTheLimit) {
     load_backends();
     configure("k=f16,v=f16,limit_mb=20");
-    const Fit f16 = fit(plugin_device());
+    const Fit f16 = fit(0);
     configure("k=q4,v=q4,limit_mb=20");
-    const Fit q4 = fit(plugin_device());
+    const Fit q4 = fit(0);
     std::printf("20 MiB: --fit chooses %u tokens with f16, %u with q4\n", f16.n_ctx, q4.n_ctx);
     EXPECT_EQ(f16.status, COMMON_PARAMS_FIT_STATUS_SUCCESS);
     EXPECT_EQ(q4.status, COMMON_PARAMS_FIT_STATUS_SUCCESS);
@@ -188,5 +190,46 @@ TEST(CacheMemory, AutomaticContextSizeFitsTheLimit) {
     ContextOptions options;
     options.n_ctx = q4.n_ctx;
     EXPECT_NO_THROW(Context(model, options));
+    configure("");
+}
+
+// Whatever the limit: all layers stay with the plugin, and the context is within the limit or refused in one
+// line. --fit once moved the layers to the CPU, for a cache that was neither limited nor mixed.
+TEST(CacheMemory, FitNeverTakesLayersForTheLimit) {
+    load_backends();
+    int created = 0, refused = 0;
+    for (const int limit_mb : {1, 5, 20, 100, 500}) {
+        for (const std::uint32_t n_ctx : {0u, 4096u, 16384u}) {
+            SCOPED_TRACE(std::to_string(limit_mb) + " MiB, " + std::to_string(n_ctx) + " tokens");
+            configure("k=q4,v=q4,limit_mb=" + std::to_string(limit_mb));
+            const Fit fitted = fit(n_ctx);
+            EXPECT_EQ(fitted.model.n_gpu_layers, llama_model_default_params().n_gpu_layers);
+            EXPECT_TRUE(n_ctx == 0 || fitted.n_ctx == n_ctx);
+            clear_log();
+            const Model model(wide_model(), CacheOwner::kPlugin);
+            ContextOptions options;
+            options.n_ctx = fitted.n_ctx;
+            try {
+                Context context(model, options);
+                mixed_kv_counters c;
+                plugin_api().counters(&c);
+                EXPECT_EQ(c.n_tensors_mixed, 8u);  // K and V of 4 layers
+                EXPECT_LE(promised_mib(), limit_mb);
+                ++created;
+            } catch (const std::runtime_error&) {
+                const auto lines = logged_lines();
+                EXPECT_EQ(std::count_if(lines.begin(), lines.end(),
+                                        [](const std::string& line) {
+                                            return line.rfind("mixed-kv: ", 0) == 0 &&
+                                                   line.find("refused") != std::string::npos;
+                                        }),
+                          1);
+                ++refused;
+            }
+        }
+    }
+    std::printf("%d created, %d refused\n", created, refused);
+    EXPECT_GT(created, 4);
+    EXPECT_GT(refused, 2);
     configure("");
 }
