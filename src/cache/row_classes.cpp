@@ -16,12 +16,12 @@ constexpr std::uint16_t kTooLarge = 0x7800;
 
 // Magnitudes of binary16 order as their bits do.
 std::uint16_t RowSizes::largest_magnitude(const fp16_t* row, int n) noexcept {
-    std::uint16_t largest = 0;
+    std::int16_t largest = 0;  // signed: any x86 has a maximum of these
     for (int i = 0; i < n; ++i) {
-        const auto magnitude = static_cast<std::uint16_t>(row[i] & 0x7fffu);
+        const auto magnitude = static_cast<std::int16_t>(row[i] & 0x7fffu);
         largest = magnitude > largest ? magnitude : largest;
     }
-    return largest;
+    return static_cast<std::uint16_t>(largest);
 }
 
 void RowSizes::add(const std::uint16_t* largest) noexcept {

@@ -25,7 +25,7 @@ double Tolerance::rows(bool is_key, bool first_layer) const {
 double Tolerance::logits() const {
     if (exact) return kExactNmse;
     const double scores = attention_sigma * attention_sigma;
-    return std::min(kUnrelated,
+    return std::min(encodings > 1 ? kUnrelatedAfterMore : kUnrelated,
                     kExactNmse + 4 * n_layer * (epsilon(value_bits) + scores * epsilon(key_bits)));
 }
 
