@@ -10,6 +10,7 @@
 #include "fork_guard.h"
 #include "graphs.h"
 #include "host_cpu.h"
+#include "host_share.h"
 #include "kv_buffer.h"
 #include "lone_cpu_hook.h"
 #include "mixed_kv/error.h"
@@ -264,7 +265,10 @@ void free_backend(ggml_backend_t backend) {
 
 // The host synchronises while it reserves its graphs; by the second time the caches are known.
 void synchronize(ggml_backend_t) {
-    at_border("saying what the cache is", [] { Report::instance().announce_all(false); });
+    at_border("saying what the cache is", [] {
+        report_host_share();
+        Report::instance().announce_all(false);
+    });
 }
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
@@ -286,6 +290,7 @@ void install_hooks() {
     install_pool_hook(ggml_backend_dev_backend_reg(cpu));
     install_placement_hook(cpu);
     install_lone_cpu_hook(cpu);
+    install_host_share_hook();
     install_fork_guard();
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "device.h"
+#include "host_share.h"
 #include "log.h"
 #include "mixed_kv/error.h"
 #include "report.h"
@@ -102,6 +103,7 @@ void KvBuffer::init_tensor(const ggml_tensor* tensor) {
         return;
     }
     if (find(tensor->data) != nullptr) return;
+    if (entries_.empty()) n_host_tensors_ = take_host_tensors();
 
     auto entry = std::make_unique<KvEntry>();
     entry->name = tensor->name;

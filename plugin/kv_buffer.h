@@ -123,6 +123,7 @@ class KvBuffer {
     std::vector<std::unique_ptr<WindowTracker>> trackers_;
     std::vector<std::unique_ptr<KvEntry>> entries_;  // by address
     int n_layers_ = 0;                               // the last layer's number + 1
+    int n_host_tensors_ = 0;                         // K and V of the same cache in the host's memory
     std::vector<std::string> pin_reasons_;           // said already
     bool announced_ = false;
     std::set<int> offered_layers_, attended_layers_;

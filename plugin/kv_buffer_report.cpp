@@ -88,15 +88,18 @@ std::string KvBuffer::describe() const {
     std::string rest;
     if (exact > 0) rest += ", " + std::to_string(exact) + " in exact f16";
     if (plain > 0) rest += ", " + std::to_string(plain) + " in plain memory";
+    if (n_host_tensors_ > 0)
+        rest += ", " + std::to_string(n_host_tensors_) +
+                " in llama.cpp's own memory (layers not offloaded: -ngl)";
     char line[512];
     std::snprintf(line, sizeof line,
-                  "cache of %lld cells x %d stream%s: %d of %zu K/V tensors mixed%s, window %d and %d sinks "
+                  "cache of %lld cells x %d stream%s: %d of %d K/V tensors mixed%s, window %d and %d sinks "
                   "per sequence "
                   "in FP16, K %s, V %s, %.2f bits per value at full length, %.1f MiB (F16: %.1f MiB)",
-                  static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed, entries_.size(),
-                  rest.c_str(), settings_.window, settings_.sinks, formats_of(entries_, KvRole::key).c_str(),
-                  formats_of(entries_, KvRole::value).c_str(), f16_bytes > 0 ? 16.0 * bytes / f16_bytes : 0.0,
-                  mib(bytes), mib(f16_bytes));
+                  static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed,
+                  int(entries_.size()) + n_host_tensors_, rest.c_str(), settings_.window, settings_.sinks,
+                  formats_of(entries_, KvRole::key).c_str(), formats_of(entries_, KvRole::value).c_str(),
+                  f16_bytes > 0 ? 16.0 * bytes / f16_bytes : 0.0, mib(bytes), mib(f16_bytes));
     return line;
 }
 

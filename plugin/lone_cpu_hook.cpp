@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "border.h"
+#include "host_share.h"
 #include "kv_buffer.h"
 #include "op_match.h"
 #include "table_hook.h"
@@ -72,6 +73,7 @@ ggml_backend_t hooked_init_backend(ggml_backend_dev_t cpu, const char* parameter
     Pending* state = pending.get();
     const bool beside_ours = state == nullptr || state->ours;
     if (state != nullptr) state->ours = false;
+    note_context(beside_ours);
     if (backend == nullptr || beside_ours || cpu != host_cpu) return backend;
     __atomic_store_n(&original_graph_compute, backend->iface.graph_compute, __ATOMIC_RELEASE);
     backend->iface.graph_compute = pin_and_compute;

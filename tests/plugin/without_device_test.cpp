@@ -191,3 +191,68 @@ TEST(WithoutOurDevice, SplitByTensorsIsRefusedInOneLine) {
     logits_with(LLAMA_SPLIT_MODE_LAYER, tokens, loaded);
     EXPECT_TRUE(loaded);
 }
+
+namespace {
+
+// The plugin's lines about one context, made and used with these parameters.
+std::vector<std::string> lines_about(bool our_device, int n_gpu_layers, bool offload_kqv) {
+    load_backends();
+    llama_model_params params = llama_model_default_params();
+    ggml_backend_dev_t devices[] = {our_device ? plugin_device() : nullptr, nullptr};
+    params.devices = devices;
+    params.n_gpu_layers = n_gpu_layers;
+    const std::unique_ptr<llama_model, Free<llama_model_free>> model(
+        llama_model_load_from_file(small_model().c_str(), params));
+    llama_context_params options = llama_context_default_params();
+    options.n_ctx = 256;
+    options.n_threads = options.n_threads_batch = 1;
+    options.offload_kqv = offload_kqv;
+    clear_log();
+    const std::unique_ptr<llama_context, Free<llama_free>> context(
+        llama_init_from_model(model.get(), options));
+    std::vector<llama_token> tokens = random_tokens(20, 512, 3);
+    EXPECT_EQ(llama_decode(context.get(), llama_batch_get_one(tokens.data(), 20)), 0);
+    std::vector<std::string> ours;
+    for (const std::string& line : logged_lines()) {
+        if (line.rfind("mixed-kv: ", 0) == 0) ours.push_back(line);
+    }
+    return ours;
+}
+
+bool has(const std::string& line, const char* part) { return line.find(part) != std::string::npos; }
+
+}  // namespace
+
+// Somebody who asked for a mixed cache and gets none, or not all of it, is told so in one line.
+TEST(NotInEffect, IsSaidInOneLine) {
+    const auto all = lines_about(true, -1, true);
+    ASSERT_EQ(all.size(), 1u);
+    const std::size_t at = all[0].find(" K/V tensors mixed");
+    ASSERT_NE(at, std::string::npos) << all[0];
+    EXPECT_FALSE(has(all[0], "own memory"));
+    const int n = std::atoi(all[0].c_str() + all[0].rfind(' ', at - 1));
+    ASSERT_GT(n, 2);
+
+    for (const auto& [lines, why] :
+         {std::pair(lines_about(true, 0, true), "-ngl"), std::pair(lines_about(true, -1, false), "-nkvo"),
+          std::pair(lines_about(false, 0, true), "--device")}) {
+        SCOPED_TRACE(why);
+        ASSERT_EQ(lines.size(), 1u);
+        EXPECT_TRUE(has(lines[0], "not in effect: ")) << lines[0];
+        EXPECT_TRUE(has(lines[0], why)) << lines[0];
+        EXPECT_TRUE(has(lines[0], (std::to_string(n) + " K/V tensors").c_str())) << lines[0];
+    }
+}
+
+// -ngl counts the output layer: 2 is one layer of the cache.
+TEST(NotInEffect, PartOfTheLayersIsCountedAgainstAll) {
+    const auto part = lines_about(true, 2, true);
+    ASSERT_EQ(part.size(), 1u);
+    const auto all = lines_about(true, -1, true);
+    const auto total = [](const std::string& line) {
+        return std::atoi(line.c_str() + line.rfind(' ', line.find(" K/V tensors mixed") - 1));
+    };
+    EXPECT_EQ(total(part[0]), total(all[0])) << part[0];
+    EXPECT_TRUE(has(part[0], ": 2 of ")) << part[0];
+    EXPECT_TRUE(has(part[0], "in llama.cpp's own memory")) << part[0];
+}
