@@ -1,5 +1,6 @@
-// A row is rounded once: rows that stay read the same, bit for bit, whatever is written, removed, shifted or restored
-// beside them, and a state that is saved and restored again and again loses no more than one further rounding.
+// A row is rounded once: rows that stay read the same, bit for bit, whatever is written, removed, shifted or
+// restored beside them, and a state that is saved and restored again and again loses no more than one further
+// rounding.
 #include <ggml.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 #include <string>
 
 #include "mixed_kv/cold_format.h"
@@ -49,7 +52,8 @@ ContextOptions options(std::uint32_t n_ctx, std::uint32_t n_seq = 1) {
 // Whether the first n rows are the same in both, bit for bit (as floats of binary16 values).
 bool same_rows(const SavedRows& a, const SavedRows& b, std::size_t n) {
     for (std::size_t layer = 0; layer < a.layers.size(); ++layer) {
-        if (std::memcmp(a.layers[layer].data(), b.layers[layer].data(), n * a.row_elements * sizeof(float)) != 0)
+        if (std::memcmp(a.layers[layer].data(), b.layers[layer].data(), n * a.row_elements * sizeof(float)) !=
+            0)
             return false;
     }
     return true;
@@ -93,8 +97,9 @@ TEST_P(Decay, KeptOpening) {
         host.decode(head);
         const auto request = [&](int round) {
             context.remove(0, llama_pos(opening), -1);
-            context.decode(random_tokens(100 + std::size_t(round % 40), kVocabulary, 100 + std::uint64_t(round)),
-                           llama_pos(opening));
+            context.decode(
+                random_tokens(100 + std::size_t(round % 40), kVocabulary, 100 + std::uint64_t(round)),
+                llama_pos(opening));
         };
         request(0);
         request(1);
@@ -104,8 +109,10 @@ TEST_P(Decay, KeptOpening) {
         const Rows last(context);
         EXPECT_TRUE(last.same(first, opening)) << opening << " rows after " << n << " requests";
         std::printf("%s, opening of %zu: error %.4f after 2 requests, %.4f after %d\n", GetParam().c_str(),
-                    opening, first.error(Rows(host), 4, opening - 4), last.error(Rows(host), 4, opening - 4), n);
-        EXPECT_GT(first.error(Rows(host), 4, opening - 4), 1e-4) << "nothing was rounded: this test tests nothing";
+                    opening, first.error(Rows(host), 4, opening - 4), last.error(Rows(host), 4, opening - 4),
+                    n);
+        EXPECT_GT(first.error(Rows(host), 4, opening - 4), 1e-4)
+            << "nothing was rounded: this test tests nothing";
     }
 }
 
@@ -155,7 +162,8 @@ TEST_P(Decay, ParkedStates) {
     constexpr std::size_t kTokens = 330;
     Context context(models_.ours, options(1024, 2)), host(models_.host, options(1024));
     const auto tokens = random_tokens(kTokens, kVocabulary, 9);
-    context.decode(random_tokens(29, kVocabulary, 8), 0, 1);  // so that its groups of 64 are not those of pages
+    context.decode(random_tokens(29, kVocabulary, 8), 0,
+                   1);  // so that its groups of 64 are not those of pages
     context.decode(tokens);
     context.decode({7}, kTokens);  // so that all pages behind the window freeze
     context.remove(0, kTokens, -1);
@@ -169,7 +177,8 @@ TEST_P(Decay, ParkedStates) {
         const auto state = context.save_sequence(0);
         context.clear(round % 2 == 0);
         // Others take cells in front of it.
-        context.decode(random_tokens(1 + std::size_t(round * 29 % 200), kVocabulary, 200 + std::uint64_t(round)), 0, 1);
+        context.decode(
+            random_tokens(1 + std::size_t(round * 29 % 200), kVocabulary, 200 + std::uint64_t(round)), 0, 1);
         context.restore_sequence(0, state);
         if (round % 10 == 9 || round < 3) worst = std::max(worst, Rows(context).error(exact, 4, 250));
     }
@@ -200,7 +209,8 @@ TEST_P(Decay, ForeignRows) {
             if (size > 0) {
                 // Every row's values, where rows lie: behind the cells' records, before the last layer's end.
                 auto* values = state.data();
-                for (std::size_t at = state.size() / 2 & ~std::size_t{1}; at + 2 <= state.size() - 64; at += 2) {
+                for (std::size_t at = state.size() / 2 & ~std::size_t{1}; at + 2 <= state.size() - 64;
+                     at += 2) {
                     std::uint16_t bits;
                     std::memcpy(&bits, values + at, 2);
                     const float value = ggml_fp16_to_fp32(bits);
@@ -230,6 +240,55 @@ TEST_P(Decay, ForeignRows) {
             }
         }
     }
+}
+
+// What a user of a server sees, at default settings: the next tokens behind an opening that many requests
+// have followed, beside the host's F16 cache that went through the same.
+TEST(DecayOfText, TheBundledModelKeepsItsOpening) {
+    if (!std::ifstream(MIXED_KV_MODEL)) GTEST_SKIP() << "no bundled model at " << MIXED_KV_MODEL;
+    load_backends();
+    configure("");
+    const Model host(MIXED_KV_MODEL, CacheOwner::kHost), ours(MIXED_KV_MODEL, CacheOwner::kPlugin);
+    std::ifstream file(MIXED_KV_EVAL_TEXT);
+    std::stringstream text;
+    text << file.rdbuf();
+    const std::string head = text.str().substr(0, 40000);
+    std::vector<llama_token> tokens(40000);
+    const int n_tokens = llama_tokenize(host.vocab(), head.data(), std::int32_t(head.size()), tokens.data(),
+                                        std::int32_t(tokens.size()), true, false);
+    constexpr int kOpening = 297, kProbe = 200;
+    ASSERT_GT(n_tokens, 8000);
+    const auto slice = [&](int first, int n) {
+        return std::vector<llama_token>(tokens.begin() + first, tokens.begin() + first + n);
+    };
+    Context context(ours, options(1024)), exact(host, options(1024));
+    context.decode(slice(0, kOpening));
+    exact.decode(slice(0, kOpening));
+    const auto request = [&](Context& c, int round) {
+        c.remove(0, kOpening, -1);
+        c.prefill(slice(kOpening + kProbe + round * 97 % 6000, 60 + round * 31 % 90), kOpening);
+    };
+    // Behind the same request, so that the probe's own rows find the pages alike.
+    const auto probe = [&](Context& c) {
+        request(c, 7);
+        c.remove(0, kOpening, -1);
+        return c.decode(slice(kOpening, kProbe), kOpening);
+    };
+    // Until all rows of the opening that freeze have frozen.
+    constexpr int kFirst = 8;
+    for (Context* c : {&context, &exact}) {
+        for (int round = 0; round < kFirst; ++round) request(*c, round);
+    }
+    probe(context);  // so that its cells have been written before
+    const Logits truth = probe(exact), first = probe(context);
+    const int n = rounds(24);
+    for (int round = kFirst; round < n; ++round) request(context, round);
+    const Logits last = probe(context);
+    const Comparison before = compare(truth, first), after = compare(truth, last);
+    std::printf("opening of %d tokens, %d requests: mean KLD %.3g -> %.3g, top token %zu -> %zu of %zu\n",
+                kOpening, n, before.mean_kld, after.mean_kld, before.top1_equal, after.top1_equal,
+                before.n_rows);
+    EXPECT_EQ(first.values, last.values) << "logits are equal bit for bit";
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Decay, testing::Values("q8", "q6", "q5", "q4", "q3", "q2"),

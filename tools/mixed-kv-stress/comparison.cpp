@@ -25,7 +25,7 @@ double Tolerance::rows(bool is_key, bool first_layer) const {
 double Tolerance::logits() const {
     if (exact) return kExactNmse;
     const double scores = attention_sigma * attention_sigma;
-    return std::min(encodings > 1 ? kUnrelatedAfterMore : kUnrelated,
+    return std::min(encodings > 1 || key_bits <= 2 ? kUnrelatedCoarse : kUnrelated,
                     kExactNmse + 4 * n_layer * (epsilon(value_bits) + scores * epsilon(key_bits)));
 }
 

@@ -28,8 +28,8 @@ namespace mixed_kv::tools {
 // n_layer layers adds its own:
 //     bound = 4 n_layer (eps_v + sigma^2 eps_k)
 // Both end at kUnrelated: rows or logits that have nothing to do with each other have an NMSE of 2, missing
-// ones of 1. Formats whose bound reaches it (q3, q2) are checked for that only; logits of such formats after
-// several encodings, whose errors alone come close to 1, for kUnrelatedAfterMore.
+// ones of 1. Formats whose bound reaches it (q3, q2) are checked for that only. Logits over keys of 2 bits,
+// or over rows that were encoded twice, come close to 1 by themselves in short sequences: kUnrelatedCoarse.
 struct Tolerance {
     int key_bits = 16, value_bits = 16;  // of cold storage
     bool exact = false;                  // nothing of this cache can be cold
@@ -41,7 +41,7 @@ struct Tolerance {
     static constexpr double kExactNmse = 1e-4;
     static constexpr double kRange = 8.0;
     static constexpr double kUnrelated = 0.9;
-    static constexpr double kUnrelatedAfterMore = 1.5;
+    static constexpr double kUnrelatedCoarse = 1.5;
 
     double rows(bool is_key, bool first_layer) const;
     double logits() const;
