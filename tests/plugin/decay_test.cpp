@@ -49,6 +49,21 @@ ContextOptions options(std::uint32_t n_ctx, std::uint32_t n_seq = 1) {
     return o;
 }
 
+// Every tensor of the newest cache within the formula of docs/memory.md for n rows that grew one by one, and
+// two FP16 pages: what a server may take that keeps an opening. window and sinks as SetUp() has them.
+void expect_memory_of(std::uint64_t n_rows) {
+    std::vector<mixed_kv_tensor_info> tensors(64);
+    tensors.resize(plugin_api().tensors(tensors.data(), tensors.size()));
+    ASSERT_FALSE(tensors.empty());
+    for (const mixed_kv_tensor_info& t : tensors) {
+        const std::uint64_t row = 2 * std::uint64_t(t.n_head * t.head_dim), page = 64 * row;
+        const std::uint64_t pages = (n_rows + 63) / 64, frozen = (n_rows - 32) / 64;
+        const std::uint64_t formula =
+            (pages - frozen) * page + frozen * t.block_bytes * std::uint64_t(t.n_head) + 4 * row;
+        EXPECT_LE(t.hot_bytes + t.cold_bytes + t.overlay_bytes, formula + 2 * page) << t.name;
+    }
+}
+
 // Whether the first n rows are the same in both, bit for bit (as floats of binary16 values).
 bool same_rows(const SavedRows& a, const SavedRows& b, std::size_t n) {
     for (std::size_t layer = 0; layer < a.layers.size(); ++layer) {
@@ -107,6 +122,7 @@ TEST_P(Decay, KeptOpening) {
         const int n = rounds(31);
         for (int round = 2; round < n; ++round) request(round);
         const Rows last(context);
+        expect_memory_of(opening + 139);  // the longest request's rows have not been overwritten
         EXPECT_TRUE(last.same(first, opening)) << opening << " rows after " << n << " requests";
         std::printf("%s, opening of %zu: error %.4f after 2 requests, %.4f after %d\n", GetParam().c_str(),
                     opening, first.error(Rows(host), 4, opening - 4), last.error(Rows(host), 4, opening - 4),
