@@ -1,9 +1,11 @@
 #include "graphs.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
+#include <csetjmp>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -36,6 +38,27 @@ class Stock {
     std::vector<T*> items_;
     std::size_t n_made_ = 0;
 };
+
+// ggml_init calls ggml_abort where there is no memory for the few bytes of a context. Its abort callback is
+// the one way to go on: from the callback back to here, over two frames of C that hold nothing. Done once,
+// when the plugin is loaded, and again when the arena is used up.
+std::jmp_buf back_to_init;
+pthread_t initialising;
+ggml_abort_callback_t hosts_callback = nullptr;
+
+void on_abort(const char* message) {
+    if (pthread_equal(initialising, pthread_self()) != 0) std::longjmp(back_to_init, 1);
+    if (hosts_callback != nullptr) hosts_callback(message);  // another thread's, which ends the process
+}
+
+ggml_context* try_init(const ggml_init_params& parameters) {
+    ggml_context* volatile context = nullptr;
+    initialising = pthread_self();
+    hosts_callback = ggml_set_abort_callback(on_abort);
+    if (setjmp(back_to_init) == 0) context = ggml_init(parameters);
+    ggml_set_abort_callback(hosts_callback);
+    return context;
+}
 
 }  // namespace
 
@@ -88,7 +111,12 @@ class Arena {
     void add_context(std::size_t bytes) {
         void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
-        context_ = ggml_init({bytes, memory, true});
+        ggml_context* context = try_init({bytes, memory, true});
+        if (context == nullptr) {
+            munmap(memory, bytes);
+            throw std::bad_alloc();
+        }
+        context_ = context;
     }
 
     ggml_context* context_ = nullptr;
