@@ -210,7 +210,7 @@ class Record:
         self.gguf, self.layer, self.step = gguf, layer, step
         self.compact = gguf.keys["mixed_kv.trace.form"] == "compact"
         meta = self.meta = gguf.tensor(self.name("meta"))
-        if meta[0] != 1:
+        if meta[0] != 2:
             raise ValueError(f"trace schema {meta[0]} is not known here")
         self.mixed, flags = meta[3] == 1, int(meta[5])
         if flags & 4:
@@ -245,14 +245,14 @@ class Record:
         if not self.compact:
             return self.gguf.tensor(self.name(kind + "_rows"), 2)[:, 0], self.gguf.tensor(self.name(kind), 3)
         runs = self.gguf.tensor(self.name(kind + "_ids"), 2)
-        cells = [np.arange(first, first + count) for first, count, _, _ in runs]
-        ids = [np.arange(first, first + count) for _, count, _, first in runs]
+        cells = [np.arange(first, first + count) for first, count, _ in runs]
+        ids = [np.arange(first, first + count) for _, count, first in runs]
         if not cells:
             return [], []
         return np.concatenate(cells), self.versions(kind)[np.concatenate(ids)]
 
     def cold_pages(self, kind):
-        """(first cell, written, blocks uint8 [n_head_kv][block_bytes]) of every page."""
+        """(first cell, held, rotation, blocks uint8 [n_head_kv][block_bytes]) of every page."""
         if not self.mixed:
             return
         if self.compact:
@@ -262,20 +262,17 @@ class Record:
             pages = self.gguf.tensor(self.name(kind + "_pages"), 2)
             codes = self.gguf.tensor(self.name(kind + "_quant"), 3)
         for index, page in enumerate(pages):
-            if page[1] != 0 or page[2] != 0:
-                raise ValueError("a page has a shift or flags, which this example does not apply")
-            yield int(page[0]), int(page[3]), codes[page[4] if self.compact else index].view(np.uint8)
+            yield (*map(int, page[:3]), codes[page[3] if self.compact else index].view(np.uint8))
 
     def dense(self, kind, head_dim, format_index, rotation):
         """K or V as float64 [n_stream * n_kv][n_head_kv][head_dim]."""
         dense = np.zeros((self.n_stream * self.n_kv, self.n_head_kv, head_dim))
-        for first, written, blocks in self.cold_pages(kind):
+        for first, held_bits, rotation, blocks in self.cold_pages(kind):
             bits = int(self.gguf.keys["mixed_kv.trace.strings"][format_index][1:])  # "q4"
-            n = min(PAGE, (first // self.n_kv + 1) * self.n_kv - first)
-            held = np.array([t for t in range(n) if written >> t & 1], int)
+            held = np.array([t for t in range(PAGE) if held_bits >> t & 1], int)
             for head, block in enumerate(blocks):
                 rows = decode_block(np.ascontiguousarray(block), bits, kind == "k", head_dim, rotation)
-                dense[first + held, head] = rows[held]
+                dense[first + held, head] = rows[(held - rotation) % PAGE]
         cells, rows = self.exact_rows(kind)
         if len(cells):
             dense[cells] = rows

@@ -129,7 +129,6 @@ std::vector<int64_t> encode_meta(const TraceRecord& record, const RecordStorage&
     out[meta::form] = static_cast<int64_t>(storage.form);
     const auto flag = [](bool set, meta::Flag value) { return set ? static_cast<int64_t>(value) : 0; };
     out[meta::flags] = flag(record.v_is_view_of_k, meta::flag_v_is_view_of_k) +
-                       flag(record.v_transposed, meta::flag_v_transposed) +
                        flag(!record.has_sources, meta::flag_no_sources);
     out[meta::n_tokens] = record.n_tokens;
     out[meta::n_head] = record.n_head;
@@ -138,11 +137,7 @@ std::vector<int64_t> encode_meta(const TraceRecord& record, const RecordStorage&
     out[meta::n_stream] = record.n_stream;
     out[meta::head_dim_k] = record.head_dim_k;
     out[meta::head_dim_v] = record.head_dim_v;
-    out[meta::op_name] = intern(record.op_name);
-    out[meta::node_name] = intern(record.node_name);
-    out[meta::n_pos] = storage.n_pos;
-    out[meta::pos_layer] = storage.positions.layer;
-    out[meta::pos_step] = storage.positions.step;
+    out[meta::position] = record.position;
     put_cold(out, meta::k_cold, record.k.cold, storage.k_pages, storage.k_rows, intern);
     put_cold(out, meta::v_cold, record.v.cold, storage.v_pages, storage.v_rows, intern);
     const StoredAt here{record.layer, record.step};
@@ -178,9 +173,8 @@ void decode_meta(std::span<const int64_t> meta, std::span<const float> scalars,
     record.step = static_cast<int32_t>(in.at(meta::step, 0, INT32_MAX));
     record.cache = static_cast<CacheKind>(in.at(meta::cache, 0, 1));
     storage.form = static_cast<TraceForm>(in.at(meta::form, 0, 1));
-    const int64_t flags = in.at(meta::flags, 0, 7);
+    const int64_t flags = in.at(meta::flags);
     record.v_is_view_of_k = (flags & meta::flag_v_is_view_of_k) != 0;
-    record.v_transposed = (flags & meta::flag_v_transposed) != 0;
     record.has_sources = (flags & meta::flag_no_sources) == 0;
     record.n_tokens = in.at(meta::n_tokens);
     record.n_head = in.at(meta::n_head);
@@ -189,10 +183,7 @@ void decode_meta(std::span<const int64_t> meta, std::span<const float> scalars,
     record.n_stream = in.at(meta::n_stream);
     record.head_dim_k = in.at(meta::head_dim_k);
     record.head_dim_v = in.at(meta::head_dim_v);
-    record.op_name = in.text(meta::op_name);
-    record.node_name = in.text(meta::node_name);
-    storage.n_pos = in.at(meta::n_pos, 0, 16);
-    storage.positions = in.stored(meta::pos_layer);
+    record.position = in.at(meta::position);
     in.cold(meta::k_cold, record.k.cold, storage.k_pages, storage.k_rows);
     in.cold(meta::v_cold, record.v.cold, storage.v_pages, storage.v_rows);
     in.view(meta::view_kqv_out, record.kqv_out_view);
@@ -206,6 +197,19 @@ void decode_meta(std::span<const int64_t> meta, std::span<const float> scalars,
     record.kq_scale = scalars[scalar_kq_scale];
     record.max_bias = scalars[scalar_max_bias];
     record.logit_softcap = scalars[scalar_logit_softcap];
+}
+
+void check_meta(std::span<const int64_t> meta, std::span<const std::string> strings,
+                const TraceRecord& record, const RecordStorage& storage) {
+    const std::vector<int64_t> right =
+        encode_meta(record, storage, [strings](std::string_view text) -> int64_t {
+            return std::find(strings.begin(), strings.end(), text) - strings.begin();
+        });
+    for (size_t i = 0; i < right.size(); ++i) {
+        if (meta[i] != right[i]) {
+            throw Error(cat("meta field ", i, " is ", meta[i], ", the others say ", right[i]));
+        }
+    }
 }
 
 }  // namespace mixed_kv::trace

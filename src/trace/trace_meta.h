@@ -22,8 +22,6 @@ struct StoredAt {
 // What the meta tensor says beyond TraceRecord: how the record is stored.
 struct RecordStorage {
     TraceForm form = TraceForm::self_contained;
-    int64_t n_pos = 0;
-    StoredAt positions;
     StoredAt mask;
     StoredAt sinks;
     int64_t k_rows = 0, k_pages = 0, v_rows = 0, v_pages = 0;  // numbers of rows and pages
@@ -39,5 +37,10 @@ std::vector<float> encode_scalars(const TraceRecord& record);
 // values, `scalars` kScalarFields. Throws Error for values that no writer produces.
 void decode_meta(std::span<const int64_t> meta, std::span<const float> scalars,
                  std::span<const std::string> strings, TraceRecord& record, RecordStorage& storage);
+
+// Throws Error if a field has another value than the one that follows from what was decoded: flags and fields
+// without a meaning, those of views that are not there, and where tensors lie of which there is only one.
+void check_meta(std::span<const int64_t> meta, std::span<const std::string> strings,
+                const TraceRecord& record, const RecordStorage& storage);
 
 }  // namespace mixed_kv::trace

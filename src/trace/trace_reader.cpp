@@ -2,59 +2,122 @@
 
 #include <algorithm>
 #include <array>
-#include <string_view>
 #include <tuple>
 
 #include "mixed_kv/error.h"
 #include "trace/text.h"
 #include "trace/trace_meta.h"
+#include "trace/trace_stamps.h"
 
 namespace mixed_kv::trace {
 namespace {
 
-constexpr std::string_view kInfoPrefix = "mixed_kv.trace.info.";
+constexpr std::array<std::string_view, 23> kKinds = {
+    "kqv_out", "q",      "k",      "v",      "k_quant",    "v_quant",    "mask",        "sinks",
+    "k_rows",  "v_rows", "k_sums", "v_sums", "k_pages",    "v_pages",    "k_page_sums", "v_page_sums",
+    "k_ids",   "v_ids",  "meta",   "sums",   "k_page_ids", "v_page_ids", "scalars"};
 
-constexpr std::array<std::string_view, 19> kKinds = {
-    "kqv_out", "q",       "k",     "v",     "k_quant",    "v_quant",    "mask", "sinks", "k_rows", "v_rows",
-    "k_pages", "v_pages", "k_ids", "v_ids", "k_page_ids", "v_page_ids", "pos",  "meta",  "scalars"};
+constexpr std::string_view kKeyArchitecture = "general.architecture";
+constexpr std::string_view kKeyPadding = "mixed_kv.padding";
 
 bool in_step_order(RecordId a, RecordId b) { return std::tie(a.step, a.layer) < std::tie(b.step, b.layer); }
 
+bool holds_versions(std::string_view kind) {
+    return kind == "k" || kind == "v" || kind == "k_quant" || kind == "v_quant";
+}
+
 }  // namespace
+
+// What is read of a record before its data: its numbers, and where its rows and pages are.
+struct TraceReader::Tables {
+    RecordId id;
+    std::vector<int64_t> meta;
+    std::vector<float> scalars;
+    RecordStorage storage;
+    StampedRecord stamped;  // stamps as the file has them
+    // Compact form: the version of each row and page.
+    struct Ids {
+        std::vector<int64_t> rows, pages;
+    };
+    Ids k_ids, v_ids;
+
+    TraceRecord& record() { return stamped.record; }
+    CachePart& part(const std::string& name) { return name == "k" ? stamped.record.k : stamped.record.v; }
+    PartStamps& stamps(const std::string& name) { return name == "k" ? stamped.k : stamped.v; }
+    Ids& ids(const std::string& name) { return name == "k" ? k_ids : v_ids; }
+    std::string named(std::string_view kind) const { return tensor_name(kind, id.layer, id.step); }
+};
 
 TraceReader::TraceReader(const std::filesystem::path& path) : TraceReader(GgufReader(path)) {}
 
 TraceReader::TraceReader(GgufReader gguf) : gguf_(std::move(gguf)) {
-    if (!gguf_.find_key(kKeySchema)) {
-        fail(cat("not a trace: key '", kKeySchema, "' is missing"));
-    }
-    const auto schema = gguf_.get<uint32_t>(kKeySchema);
-    if (schema != kTraceSchemaVersion) {
-        fail(cat("trace schema ", schema, " is not supported, only ", kTraceSchemaVersion));
-    }
-    const auto form = gguf_.get<std::string>(kKeyForm);
-    if (form != "self-contained" && form != "compact") {
-        fail(cat("unknown trace form ", in_quotes(form)));
-    }
-    form_ = form == "compact" ? TraceForm::compact : TraceForm::self_contained;
-    strings_ = gguf_.get_array<std::string>(kKeyStrings);
-    read_names();
-    const auto n_records = gguf_.get<uint64_t>(kKeyRecords);
-    if (n_records != records_.size()) {
-        fail(cat("the file says ", n_records, " records, it holds ", records_.size()));
+    try {
+        read_keys();
+        read_names();
+        const auto n_records = gguf_.get<uint64_t>(kKeyRecords);
+        if (n_records != records_.size()) {
+            throw Error(cat("the file says ", n_records, " records, it holds ", records_.size()));
+        }
+        std::vector<std::pair<std::string, std::string>> texts = info();
+        std::sort(texts.begin(), texts.end());
+        if (gguf_.get<uint64_t>(kKeySum) != file_sum(form_, n_records, strings_, texts)) {
+            throw Error("the file's texts are not those that were written: their checksum differs");
+        }
+    } catch (const Error& error) {
+        throw Error(gguf_.file_name() + ": " + error.what());
     }
 }
 
-void TraceReader::fail(const std::string& what) const { throw Error(gguf_.file_name() + ": " + what); }
+void TraceReader::read_keys() {
+    if (!gguf_.find_key(kKeySchema)) {
+        throw Error(cat("not a trace: key '", kKeySchema, "' is missing"));
+    }
+    const auto schema = gguf_.get<uint32_t>(kKeySchema);
+    if (schema == 1) {
+        throw Error(
+            "a trace of version 1, whose parts are not bound to each other; record it again with this "
+            "kqv-trace-monitor");
+    }
+    if (schema != kTraceSchemaVersion) {
+        throw Error(cat("trace schema ", schema, " is not supported, only ", kTraceSchemaVersion));
+    }
+    const auto form = gguf_.get<std::string>(kKeyForm);
+    if (form != "self-contained" && form != "compact") {
+        throw Error(cat("unknown trace form ", in_quotes(form)));
+    }
+    form_ = form == "compact" ? TraceForm::compact : TraceForm::self_contained;
+    if (const auto architecture = gguf_.get<std::string>(kKeyArchitecture);
+        architecture != kTraceArchitecture) {
+        throw Error(cat("its architecture is ", in_quotes(architecture)));
+    }
+    if (gguf_.find_key(kKeyPadding) &&
+        gguf_.get<std::string>(kKeyPadding).find_first_not_of(' ') != std::string::npos) {
+        throw Error("its padding is not blank");
+    }
+    for (size_t i = 0; i < gguf_.n_kv(); ++i) {
+        const std::string_view key = gguf_.key(i);
+        if (!key.starts_with(kInfoPrefix) && key != kKeySchema && key != kKeyForm && key != kKeyRecords &&
+            key != kKeyStrings && key != kKeySum && key != kKeyArchitecture && key != kKeyPadding) {
+            throw Error(cat("key ", in_quotes(key), " is no part of a trace"));
+        }
+    }
+    strings_ = gguf_.get_array<std::string>(kKeyStrings);
+}
 
 void TraceReader::read_names() {
     std::vector<RecordId> named;  // record of every tensor
     named.reserve(gguf_.n_tensors());
+    uint64_t end = gguf_.data_offset();
     for (size_t i = 0; i < gguf_.n_tensors(); ++i) {
         const GgufTensor tensor = gguf_.tensor(i);
-        const std::optional<ParsedName> name = parse_tensor_name(tensor.name);
+        const std::string_view full_name = tensor.name;
+        if (tensor.offset != end) {
+            throw Error(cat("tensor ", in_quotes(full_name), " does not begin where the one before it ends"));
+        }
+        end = (tensor.offset + tensor.bytes + gguf_.alignment() - 1) / gguf_.alignment() * gguf_.alignment();
+        const std::optional<ParsedName> name = parse_tensor_name(full_name);
         if (!name || std::find(kKinds.begin(), kKinds.end(), name->kind) == kKinds.end()) {
-            fail(cat("tensor ", in_quotes(tensor.name), " is no part of a trace"));
+            throw Error(cat("tensor ", in_quotes(full_name), " is no part of a trace"));
         }
         const RecordId id{name->layer, name->step};
         if (named.empty() || named.back() != id) {
@@ -63,21 +126,14 @@ void TraceReader::read_names() {
         if (name->kind == "meta") {
             records_.push_back(id);
         }
-        if (form_ == TraceForm::compact &&
-            (name->kind == "k" || name->kind == "v" || name->kind == "k_quant" || name->kind == "v_quant")) {
-            std::vector<Slice>& slices = versions_[{std::string(name->kind), name->layer}];
-            const int64_t first = slices.empty() ? 0 : slices.back().first_id + slices.back().count;
-            if (tensor.ne[2] > INT32_MAX - first) {
-                fail(cat("tensor ", in_quotes(tensor.name), ": more than 2^31 versions of one layer's rows"));
-            }
-            const uint64_t before = slices.empty() ? 0 : slices.back().bytes_so_far;
-            slices.push_back({first, tensor.ne[2], i, before + tensor.bytes});
+        if (form_ == TraceForm::compact && holds_versions(name->kind)) {
+            versions_.add({std::string(name->kind), name->layer}, name->step, gguf_, i);
         }
     }
     std::sort(records_.begin(), records_.end(), in_step_order);
     for (const RecordId id : named) {
         if (!std::binary_search(records_.begin(), records_.end(), id, in_step_order)) {
-            fail(cat("layer ", id.layer, ", step ", id.step, ": tensor 'meta' is missing"));
+            throw Error(cat("layer ", id.layer, ", step ", id.step, ": tensor 'meta' is missing"));
         }
     }
 }
@@ -102,16 +158,18 @@ std::vector<std::pair<std::string, std::string>> TraceReader::info() const {
     std::vector<std::pair<std::string, std::string>> texts;
     for (size_t i = 0; i < gguf_.n_kv(); ++i) {
         const std::string_view key = gguf_.key(i);
-        if (key.starts_with(kInfoPrefix) && gguf_.kv_type(i) == GgufType::string && !gguf_.kv_is_array(i)) {
-            texts.emplace_back(key.substr(kInfoPrefix.size()), gguf_.get<std::string>(key));
+        if (key.starts_with(kInfoPrefix)) {
+            texts.emplace_back(key.substr(std::string_view(kInfoPrefix).size()), gguf_.get<std::string>(key));
         }
     }
     return texts;
 }
 
+// Numbers as a tensor of n_columns each, n in all.
 template <typename T>
-std::vector<T> TraceReader::values(const std::string& name, GgmlType type, const Shape& ne) const {
-    return gguf_.read<T>(name, type, ne);
+std::vector<T> TraceReader::list(const std::string& name, int64_t n_columns, int64_t n) const {
+    return gguf_.read<T>(name, sizeof(T) == 4 ? GgmlType::i32 : GgmlType::i64,
+                         n_columns == 1 ? Shape{n, 1, 1, 1} : Shape{n_columns, n, 1, 1});
 }
 
 TensorData TraceReader::tensor_data(const std::string& name) const {
@@ -119,168 +177,266 @@ TensorData TraceReader::tensor_data(const std::string& name) const {
     return {tensor.type, tensor.ne, gguf_.read_bytes(tensor)};
 }
 
+std::optional<RecordId> TraceReader::record_before(RecordId id) const {
+    auto at = std::lower_bound(records_.begin(), records_.end(), id, in_step_order);
+    while (at != records_.begin()) {
+        --at;
+        if (at->layer == id.layer) {
+            return *at;
+        }
+    }
+    return std::nullopt;
+}
+
 TraceRecord TraceReader::load(RecordId id) const {
-    const auto named = [&id](std::string_view kind) { return tensor_name(kind, id.layer, id.step); };
-    TraceRecord record;
-    RecordStorage storage;
     try {
-        const auto meta = values<int64_t>(named("meta"), GgmlType::i64, {int64_t{meta::kFields}, 1, 1, 1});
-        const auto scalars =
-            values<float>(named("scalars"), GgmlType::f32, {int64_t{kScalarFields}, 1, 1, 1});
-        decode_meta(meta, scalars, strings_, record, storage);
+        Tables tables = load_tables(id);
+        check_kinds(tables);
+        load_data(tables);
+        validate(tables.record());
+        check_bound(tables);
+        return std::move(tables.record());
     } catch (const Error& error) {
-        throw Error(cat("layer ", id.layer, ", step ", id.step, ": ", error.what()));
+        const std::string what = error.what(), place = cat("layer ", id.layer, ", step ", id.step);
+        const std::string file = gguf_.file_name() + ": ";
+        const std::string bare = what.starts_with(file) ? what.substr(file.size()) : what;
+        throw Error(file + (bare.find(place) == std::string::npos ? place + ": " : "") + bare);
     }
+}
+
+TraceReader::Tables TraceReader::load_tables(RecordId id) const {
+    Tables tables;
+    tables.id = id;
+    tables.meta = list<int64_t>(tables.named("meta"), 1, int64_t{meta::kFields});
+    tables.scalars =
+        gguf_.read<float>(tables.named("scalars"), GgmlType::f32, {int64_t{kScalarFields}, 1, 1, 1});
+    TraceRecord& record = tables.record();
+    const RecordStorage& storage = tables.storage;
+    decode_meta(tables.meta, tables.scalars, strings_, record, tables.storage);
     if (record.layer != id.layer || record.step != id.step || storage.form != form_) {
-        fail(cat("tensor '", named("meta"), "' says layer ", record.layer, ", step ", record.step, ", form ",
-                 static_cast<int64_t>(storage.form)));
+        throw Error(cat("tensor '", tables.named("meta"), "' says layer ", record.layer, ", step ",
+                        record.step, ", form ", static_cast<int64_t>(storage.form)));
     }
-    try {
-        validate_dimensions(record);  // first: what follows relies on sane dimensions
-    } catch (const Error& error) {
-        fail(error.what());
-    }
-    record.kqv_out = tensor_data(named("kqv_out"));
+    check_meta(tables.meta, strings_, record, storage);
+    validate_dimensions(record);  // first: what follows relies on sane dimensions
     if (record.has_sources) {
-        record.q = tensor_data(named("q"));
-        const auto load_side =
-            form_ == TraceForm::compact ? &TraceReader::load_compact_part : &TraceReader::load_part;
-        (this->*load_side)("k", storage.k_rows, storage.k_pages, record, record.k);
-        (this->*load_side)("v", storage.v_rows, storage.v_pages, record, record.v);
-        const auto load_stored = [this](std::string_view kind, StoredAt at) -> std::optional<TensorData> {
-            if (at.layer < 0) {
-                return std::nullopt;
-            }
-            return tensor_data(
-                tensor_name(kind, static_cast<int32_t>(at.layer), static_cast<int32_t>(at.step)));
-        };
-        record.mask = load_stored("mask", storage.mask);
-        record.sinks = load_stored("sinks", storage.sinks);
+        const auto load =
+            form_ == TraceForm::compact ? &TraceReader::load_compact_lists : &TraceReader::load_lists;
+        (this->*load)("k", storage.k_rows, storage.k_pages, tables);
+        (this->*load)("v", storage.v_rows, storage.v_pages, tables);
+        validate_places(record);
     }
-    if (storage.n_pos > 0) {
-        const int64_t n_queries = record.kqv_out.ne[2] * record.kqv_out.ne[3];
-        record.positions = values<int32_t>(tensor_name("pos", static_cast<int32_t>(storage.positions.layer),
-                                                       static_cast<int32_t>(storage.positions.step)),
-                                           GgmlType::i32, {n_queries, storage.n_pos, 1, 1});
-    }
-    try {
-        validate(record);
-    } catch (const Error& error) {
-        fail(error.what());
-    }
-    return record;
+    return tables;
 }
 
-void TraceReader::load_part(const std::string& name, int64_t n_rows, int64_t n_pages,
-                            const TraceRecord& record, CachePart& part) const {
-    const auto named = [&](const std::string& kind) { return tensor_name(kind, record.layer, record.step); };
-    part.rows = tensor_data(named(name));
-    const auto rows = values<int32_t>(named(name + "_rows"), GgmlType::i32, {2, n_rows, 1, 1});
-    for (size_t i = 0; i < rows.size(); i += 2) {
-        part.cells.push_back(rows[i]);
-        part.kinds.push_back(static_cast<RowKind>(rows[i + 1]));
+void TraceReader::load_lists(const std::string& name, int64_t n_rows, int64_t n_pages, Tables& tables) const {
+    CachePart& part = tables.part(name);
+    PartStamps& stamps = tables.stamps(name);
+    const auto rows = list<int32_t>(tables.named(name + "_rows"), 2, n_rows);
+    const auto sums = list<int64_t>(tables.named(name + "_sums"), 1, n_rows);
+    for (size_t i = 0; i < sums.size(); ++i) {
+        part.cells.push_back(rows[2 * i]);
+        stamps.rows.push_back({rows[2 * i + 1], static_cast<uint64_t>(sums[i])});
     }
-    if (record.cache != CacheKind::mixed) {
+    if (tables.record().cache != CacheKind::mixed) {
         return;
     }
-    part.codes = tensor_data(named(name + "_quant"));
-    const auto pages = values<int64_t>(named(name + "_pages"), GgmlType::i64, {4, n_pages, 1, 1});
+    const auto pages = list<int64_t>(tables.named(name + "_pages"), 4, n_pages);
+    const auto page_sums = list<int64_t>(tables.named(name + "_page_sums"), 1, n_pages);
+    for (size_t i = 0; i < page_sums.size(); ++i) {
+        const int64_t* page = &pages[4 * i];
+        if (page[3] < 0 || page[3] > INT32_MAX) {
+            throw Error(cat(name, " page ", i, " is stored since step ", page[3]));
+        }
+        part.pages.push_back({page[0], static_cast<uint64_t>(page[1]), page[2]});
+        stamps.pages.push_back({static_cast<int32_t>(page[3]), static_cast<uint64_t>(page_sums[i])});
+    }
+}
+
+void TraceReader::load_compact_lists(const std::string& name, int64_t n_rows, int64_t n_pages,
+                                     Tables& tables) const {
+    CachePart& part = tables.part(name);
+    PartStamps& stamps = tables.stamps(name);
+    Tables::Ids& ids = tables.ids(name);
+    const std::string ids_name = tables.named(name + "_ids");
+    const auto runs = list<int32_t>(ids_name, 3, gguf_.require_tensor(ids_name).ne[1]);
+    const VersionIndex::Key rows_key{name, tables.id.layer};
+    for (size_t i = 0; i < runs.size(); i += 3) {
+        const int64_t first_cell = runs[i], count = runs[i + 1], first_id = runs[i + 2];
+        if (first_cell < 0 || count < 1 || count > n_rows - static_cast<int64_t>(part.cells.size()) ||
+            first_cell + count > INT32_MAX) {
+            throw Error(cat("tensor '", ids_name, "': run ", i / 3, " of ", count, " rows at cell ",
+                            first_cell, " does not fit ", n_rows, " rows"));
+        }
+        versions_.stamps(rows_key, name + "_sums", gguf_, first_id, count, stamps.rows);
+        for (int64_t j = 0; j < count; ++j) {
+            part.cells.push_back(static_cast<int32_t>(first_cell + j));
+            ids.rows.push_back(first_id + j);
+        }
+    }
+    if (static_cast<int64_t>(part.cells.size()) != n_rows) {
+        throw Error(cat("tensor '", ids_name, "' lists ", part.cells.size(), " of ", n_rows, " rows"));
+    }
+    if (tables.record().cache != CacheKind::mixed) {
+        return;
+    }
+    const VersionIndex::Key codes_key{name + "_quant", tables.id.layer};
+    const auto pages = list<int64_t>(tables.named(name + "_page_ids"), 4, n_pages);
     for (size_t i = 0; i < pages.size(); i += 4) {
-        part.pages.push_back({pages[i], pages[i + 1], pages[i + 2], static_cast<uint64_t>(pages[i + 3])});
+        part.pages.push_back({pages[i], static_cast<uint64_t>(pages[i + 1]), pages[i + 2]});
+        versions_.stamps(codes_key, name + "_page_sums", gguf_, pages[i + 3], 1, stamps.pages);
+        ids.pages.push_back(pages[i + 3]);
     }
 }
 
-void TraceReader::load_compact_part(const std::string& name, int64_t n_rows, int64_t n_pages,
-                                    const TraceRecord& record, CachePart& part) const {
-    const int64_t head_dim = name == "k" ? record.head_dim_k : record.head_dim_v;
-    const std::string ids_name = tensor_name(name + "_ids", record.layer, record.step);
-    const GgufTensor ids = gguf_.require_tensor(ids_name);
-    const auto runs = values<int32_t>(ids_name, GgmlType::i32, {4, ids.ne[1], 1, 1});
-    part.rows.type = GgmlType::f16;
-    part.rows.ne = {head_dim, record.n_head_kv, n_rows, 1};
-    const VersionKey rows_key{name, record.layer};
-    if (const auto slices = versions_.find(rows_key); slices != versions_.end()) {
-        part.rows.type = gguf_.tensor(slices->second.front().tensor).type;
-    }
-    const uint64_t rows_bytes = checked_bytes(rows_key, part.rows);
-    for (size_t i = 0; i < runs.size(); i += 4) {
-        const int64_t first_cell = runs[i];
-        const int64_t count = runs[i + 1];
-        const auto already = static_cast<int64_t>(part.cells.size());
-        if (first_cell < 0 || count < 1 || count > n_rows - already || first_cell + count > INT32_MAX) {
-            fail(cat("tensor '", ids_name, "': run ", i / 4, " of ", count, " rows at cell ", first_cell,
-                     " does not fit ", n_rows, " rows"));
-        }
-        read_versions(rows_key, runs[i + 3], count, rows_bytes, part.rows);
-        for (int64_t cell = first_cell; cell < first_cell + count; ++cell) {
-            part.cells.push_back(static_cast<int32_t>(cell));
-            part.kinds.push_back(static_cast<RowKind>(runs[i + 2]));
-        }
-    }
-    if (record.cache != CacheKind::mixed) {
+void TraceReader::load_data(Tables& tables) const {
+    TraceRecord& record = tables.record();
+    record.kqv_out = tensor_data(tables.named("kqv_out"));
+    if (!record.has_sources) {
         return;
     }
-    const auto pages = values<int64_t>(tensor_name(name + "_page_ids", record.layer, record.step),
-                                       GgmlType::i64, {5, n_pages, 1, 1});
-    part.codes.type = GgmlType::i8;
-    part.codes.ne = {part.cold.format.empty() ? 0 : part.cold.block_bytes, record.n_head_kv, n_pages, 1};
-    const VersionKey codes_key{name + "_quant", record.layer};
-    const uint64_t codes_bytes = checked_bytes(codes_key, part.codes);
-    for (size_t i = 0; i < pages.size(); i += 5) {
-        part.pages.push_back({pages[i], pages[i + 1], pages[i + 2], static_cast<uint64_t>(pages[i + 3])});
-        read_versions(codes_key, pages[i + 4], 1, codes_bytes, part.codes);
+    record.q = tensor_data(tables.named("q"));
+    load_part("k", tables);
+    load_part("v", tables);
+    const auto load_stored = [this](std::string_view kind, StoredAt at) -> std::optional<TensorData> {
+        if (at.layer < 0) {
+            return std::nullopt;
+        }
+        return tensor_data(tensor_name(kind, static_cast<int32_t>(at.layer), static_cast<int32_t>(at.step)));
+    };
+    record.mask = load_stored("mask", tables.storage.mask);
+    record.sinks = load_stored("sinks", tables.storage.sinks);
+}
+
+void TraceReader::load_part(const std::string& name, Tables& tables) const {
+    CachePart& part = tables.part(name);
+    const bool mixed = tables.record().cache == CacheKind::mixed;
+    if (form_ == TraceForm::self_contained) {
+        part.rows = tensor_data(tables.named(name));
+        if (mixed) {
+            part.codes = tensor_data(tables.named(name + "_quant"));
+        }
+        return;
+    }
+    const TraceRecord& record = tables.record();
+    const auto n_rows = static_cast<int64_t>(part.cells.size()),
+               n_pages = static_cast<int64_t>(part.pages.size());
+    const VersionIndex::Key rows_key{name, record.layer}, codes_key{name + "_quant", record.layer};
+    part.rows.type = versions_.type(rows_key, gguf_, GgmlType::f16);
+    part.rows.ne = {name == "k" ? record.head_dim_k : record.head_dim_v, record.n_head_kv, n_rows, 1};
+    // Rows with consecutive ids together.
+    const auto read = [this](const VersionIndex::Key& key, const std::vector<int64_t>& ids, TensorData& out) {
+        const uint64_t bytes = versions_.checked_bytes(key, out);
+        for (size_t i = 0, n = 0; i < ids.size(); i += n) {
+            n = 1;
+            while (i + n < ids.size() && ids[i + n] == ids[i] + static_cast<int64_t>(n)) {
+                ++n;
+            }
+            versions_.read(key, gguf_, ids[i], static_cast<int64_t>(n), bytes, out);
+        }
+    };
+    read(rows_key, tables.ids(name).rows, part.rows);
+    if (mixed) {
+        part.codes.type = GgmlType::i8;
+        part.codes.ne = {part.cold.format.empty() ? 0 : part.cold.block_bytes, record.n_head_kv, n_pages, 1};
+        read(codes_key, tables.ids(name).pages, part.codes);
     }
 }
 
-// Bytes of the rows or pages of a record. A version belongs to one cell, so a record cannot hold more than
-// all versions together; without this a small file could list one large row a million times.
-uint64_t TraceReader::checked_bytes(const VersionKey& key, const TensorData& wanted) const {
-    const auto found = versions_.find(key);
-    const uint64_t stored = found == versions_.end() ? 0 : found->second.back().bytes_so_far;
-    const uint64_t bytes = tensor_bytes(wanted.type, wanted.ne);
-    if (bytes > stored) {
-        fail(cat("layer ", key.second, ", ", key.first, ": the record needs ", bytes,
-                 " bytes, the file holds ", stored));
+// The record has the tensors that it says it has, and no other.
+void TraceReader::check_kinds(const Tables& tables) const {
+    const TraceRecord& record = tables.stamped.record;
+    const RecordStorage& storage = tables.storage;
+    const RecordId id = tables.id;
+    const bool compact = form_ == TraceForm::compact, mixed = record.cache == CacheKind::mixed;
+    std::vector<std::string> wanted = {"kqv_out", "meta", "scalars", "sums"};
+    const auto want = [&wanted](bool condition, std::string kind) {
+        if (condition) {
+            wanted.push_back(std::move(kind));
+        }
+    };
+    const auto here = [&id](StoredAt at) { return at.layer == id.layer && at.step == id.step; };
+    want(record.has_sources, "q");
+    want(here(storage.mask), "mask");
+    want(here(storage.sinks), "sinks");
+    for (const std::string side : {"k", "v"}) {
+        if (!record.has_sources) {
+            break;
+        }
+        const bool new_rows = !compact || versions_.n_stored({side, id.layer}, id.step) > 0;
+        const bool new_pages =
+            mixed && (!compact || versions_.n_stored({side + "_quant", id.layer}, id.step) > 0);
+        want(true, side + (compact ? "_ids" : "_rows"));
+        want(mixed, side + (compact ? "_page_ids" : "_pages"));
+        want(new_rows, side);
+        want(new_rows, side + "_sums");
+        want(new_pages, side + "_quant");
+        want(new_pages, side + "_page_sums");
     }
-    return bytes;
+    for (const std::string_view kind : kKinds) {
+        const bool there = gguf_.find_tensor(tables.named(kind)).has_value();
+        if (there != (std::find(wanted.begin(), wanted.end(), kind) != wanted.end())) {
+            throw Error(cat("tensor '", kind, there ? "' has no place in this record" : "' is missing"));
+        }
+    }
+    // A compact file keeps a mask with the first layer of the step that has it, sinks with the layer's first
+    // step.
+    const bool mask_fits = storage.mask.layer < 0 || here(storage.mask) ||
+                           (compact && storage.mask.step == id.step && storage.mask.layer < id.layer);
+    const bool sinks_fit = storage.sinks.layer < 0 || here(storage.sinks) ||
+                           (compact && storage.sinks.layer == id.layer && storage.sinks.step < id.step);
+    if (!mask_fits || !sinks_fit) {
+        throw Error(cat("its ", mask_fits ? "sinks" : "mask", " cannot lie in layer ",
+                        mask_fits ? storage.sinks.layer : storage.mask.layer, ", step ",
+                        mask_fits ? storage.sinks.step : storage.mask.step));
+    }
 }
 
-// Appends the versions [first_id, first_id + count), which may lie in several tensors, to out.bytes.
-void TraceReader::read_versions(const VersionKey& key, int64_t first_id, int64_t count,
-                                uint64_t expected_bytes, TensorData& out) const {
-    const auto found = versions_.find(key);
-    const int64_t n_versions = found == versions_.end() || found->second.empty()
-                                   ? 0
-                                   : found->second.back().first_id + found->second.back().count;
-    if (first_id < 0 || count > n_versions || first_id > n_versions - count) {
-        fail(cat("layer ", key.second, ", ", key.first, ": ids ", first_id, " to ", first_id + count - 1,
-                 " are not below ", n_versions));
+// Everything in the record is what was recorded, and follows from the record before it.
+void TraceReader::check_bound(const Tables& tables) const {
+    const TraceRecord& record = tables.stamped.record;
+    std::optional<Tables> before;
+    if (const auto id = record_before(tables.id)) {
+        before = load_tables(*id);
     }
-    const std::vector<Slice>& slices = found->second;
-    auto slice = std::upper_bound(slices.begin(), slices.end(), first_id,
-                                  [](int64_t id, const Slice& s) { return id < s.first_id; });
-    for (--slice; count > 0; ++slice) {
-        const GgufTensor tensor = gguf_.tensor(slice->tensor);
-        const int64_t skip = first_id - slice->first_id;
-        const int64_t n = std::min(count, slice->count - skip);
-        if (n <= 0) {
-            continue;
+    const StampedRecord* previous = before ? &before->stamped : nullptr;
+    const auto [k, v] = make_stamps(record, previous);
+    const auto check = [&](const char* what, const std::vector<Stamp>& right,
+                           const std::vector<Stamp>& found) {
+        for (size_t i = 0; i < right.size(); ++i) {
+            if (right[i].sum != found[i].sum) {
+                throw Error(cat(what, " ", i, " is not what was stored there: its checksum differs"));
+            }
+            if (right[i].since != found[i].since) {
+                throw Error(cat(what, " ", i, " says it is stored since step ", found[i].since,
+                                ", the records before say ", right[i].since));
+            }
         }
-        if (tensor.type != out.type || tensor.ne[0] != out.ne[0] || tensor.ne[1] != out.ne[1] ||
-            tensor.ne[3] != 1) {
-            fail(cat("tensor ", in_quotes(tensor.name), ": shape ", shape_text(tensor.ne),
-                     " or its type differs from ", shape_text(out.ne), " of the record"));
+    };
+    check("k: row", k.rows, tables.stamped.k.rows);
+    check("v: row", v.rows, tables.stamped.v.rows);
+    check("k: page", k.pages, tables.stamped.k.pages);
+    check("v: page", v.pages, tables.stamped.v.pages);
+    check_follows(previous, tables.stamped);
+    if (form_ == TraceForm::compact && record.has_sources) {
+        const auto all_used = [&](const char* kind, const std::vector<Stamp>& stamps) {
+            const auto n_new = std::count_if(stamps.begin(), stamps.end(),
+                                             [&](const Stamp& stamp) { return stamp.since == record.step; });
+            if (n_new != versions_.n_stored({kind, record.layer}, record.step)) {
+                throw Error(cat("tensor '", tables.named(kind), "' holds more than the record has new"));
+            }
+        };
+        all_used("k", k.rows);
+        all_used("v", v.rows);
+        all_used("k_quant", k.pages);
+        all_used("v_quant", v.pages);
+    }
+    const auto sums = list<int64_t>(tables.named("sums"), 1, int64_t{kSumFields});
+    const std::vector<int64_t> right = make_sums(record, k, v, tables.meta, tables.scalars);
+    for (size_t i = 0; i < right.size(); ++i) {
+        if (right[i] != sums[i]) {
+            throw Error(cat("tensor '", sum_name(i), "' is not what was recorded: its checksum differs"));
         }
-        const uint64_t each = tensor.bytes / static_cast<uint64_t>(slice->count);
-        const size_t before = out.bytes.size();
-        const uint64_t more = each * static_cast<uint64_t>(n);
-        if (more > expected_bytes - before) {
-            fail(cat("layer ", key.second, ", ", key.first, ": more rows than the record has"));
-        }
-        out.bytes.resize(before + more);
-        gguf_.read_bytes(tensor, each * static_cast<uint64_t>(skip), std::span(out.bytes).subspan(before));
-        first_id += n;
-        count -= n;
     }
 }
 

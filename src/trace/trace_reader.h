@@ -2,14 +2,15 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <map>
-#include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "trace/gguf_reader.h"
 #include "trace/trace_schema.h"
+#include "trace/trace_versions.h"
 
 namespace mixed_kv::trace {
 
@@ -19,9 +20,10 @@ struct RecordId {
     bool operator==(const RecordId&) const = default;
 };
 
-// Opens a trace file of either form and loads its records one at a time. Opening checks the container and the
-// names; load() checks the record (validate()). Throws Error naming the file, layer, step and tensor.
-// load() is const and safe from several threads.
+// Opens a trace file of either form and loads its records one at a time. Opening checks the container, its
+// texts and the names of its tensors; load() checks the record (validate()), its checksums, and that it can
+// follow the record of its layer before it. Throws Error naming the file, layer, step and tensor. load() is
+// const and safe from several threads.
 class TraceReader {
   public:
     explicit TraceReader(const std::filesystem::path& path);
@@ -45,33 +47,28 @@ class TraceReader {
     const GgufReader& gguf() const noexcept { return gguf_; }
 
   private:
-    // A tensor that holds versions of rows or pages of one layer; in file order their ids ascend from 0.
-    struct Slice {
-        int64_t first_id = 0;
-        int64_t count = 0;
-        size_t tensor = 0;
-        uint64_t bytes_so_far = 0;  // of all versions up to and with this tensor
-    };
-    using VersionKey = std::pair<std::string, int32_t>;  // kind and layer
+    struct Tables;
 
+    void read_keys();
     void read_names();
-    [[noreturn]] void fail(const std::string& what) const;
     template <typename T>
-    std::vector<T> values(const std::string& name, GgmlType type, const Shape& ne) const;
+    std::vector<T> list(const std::string& name, int64_t n_columns, int64_t n) const;
     TensorData tensor_data(const std::string& name) const;
-    void load_part(const std::string& name, int64_t n_rows, int64_t n_pages, const TraceRecord& record,
-                   CachePart& part) const;
-    void load_compact_part(const std::string& name, int64_t n_rows, int64_t n_pages,
-                           const TraceRecord& record, CachePart& part) const;
-    uint64_t checked_bytes(const VersionKey& key, const TensorData& wanted) const;
-    void read_versions(const VersionKey& key, int64_t first_id, int64_t count, uint64_t expected_bytes,
-                       TensorData& out) const;
+    std::optional<RecordId> record_before(RecordId id) const;
+
+    Tables load_tables(RecordId id) const;
+    void load_lists(const std::string& name, int64_t n_rows, int64_t n_pages, Tables& tables) const;
+    void load_compact_lists(const std::string& name, int64_t n_rows, int64_t n_pages, Tables& tables) const;
+    void load_data(Tables& tables) const;
+    void load_part(const std::string& name, Tables& tables) const;
+    void check_kinds(const Tables& tables) const;
+    void check_bound(const Tables& tables) const;
 
     GgufReader gguf_;
     TraceForm form_ = TraceForm::self_contained;
     std::vector<std::string> strings_;
     std::vector<RecordId> records_;
-    std::map<VersionKey, std::vector<Slice>> versions_;  // compact form
+    VersionIndex versions_;  // compact form
 };
 
 }  // namespace mixed_kv::trace

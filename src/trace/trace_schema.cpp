@@ -1,6 +1,7 @@
 #include "trace/trace_schema.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 
 #include "trace/text.h"
@@ -37,13 +38,11 @@ std::vector<CellPlace> locate_cells(const TraceRecord& record, const CachePart& 
     std::vector<CellPlace> places(static_cast<size_t>(record.n_kv * record.n_stream));
     for (size_t i = 0; i < part.pages.size(); ++i) {
         const ColdPage& page = part.pages[i];
-        const int64_t stream_end = (page.first_cell / record.n_kv + 1) * record.n_kv;
-        const int64_t n = std::min(part.cold.page_tokens, stream_end - page.first_cell);
-        for (int64_t token = 0; token < n; ++token) {
-            if (token >= 64 || ((page.written >> token) & 1) != 0) {
-                places[static_cast<size_t>(page.first_cell + token)] = {
-                    CellPlace::Where::page, static_cast<int32_t>(i), static_cast<int32_t>(token)};
-            }
+        for (uint64_t left = page.held; left != 0; left &= left - 1) {
+            const int64_t t = std::countr_zero(left), n = part.cold.page_tokens;
+            places[static_cast<size_t>(page.first_cell + t)] = {
+                CellPlace::Where::page, static_cast<int32_t>(i),
+                static_cast<int32_t>((t - page.rotation + n) % n)};
         }
     }
     for (size_t i = 0; i < part.cells.size(); ++i) {

@@ -15,7 +15,7 @@
 
 namespace mixed_kv::trace {
 
-inline constexpr int64_t kTraceSchemaVersion = 1;
+inline constexpr int64_t kTraceSchemaVersion = 2;
 
 // general.architecture of a trace file.
 inline constexpr char kTraceArchitecture[] = "mixed-kv-trace";
@@ -25,17 +25,12 @@ inline constexpr char kKeySchema[] = "mixed_kv.trace.schema";    // u32, kTraceS
 inline constexpr char kKeyForm[] = "mixed_kv.trace.form";        // string, "self-contained" or "compact"
 inline constexpr char kKeyRecords[] = "mixed_kv.trace.records";  // u64, number of records
 inline constexpr char kKeyStrings[] =
-    "mixed_kv.trace.strings";  // array of string, the texts that meta- indexes
+    "mixed_kv.trace.strings";                            // array of string, the texts that meta- indexes
+inline constexpr char kKeySum[] = "mixed_kv.trace.sum";  // u64, checksum of the other keys
+inline constexpr char kInfoPrefix[] = "mixed_kv.trace.info.";  // string each, texts about the run
 
 enum class CacheKind : int64_t { standard = 0, mixed = 1 };
 enum class TraceForm : int64_t { self_contained = 0, compact = 1 };
-
-// Why a row of a mixed cache is stored exactly.
-enum class RowKind : int32_t {
-    hot = 0,      // in a hot page
-    pinned = 1,   // in a pinned page
-    overlay = 2,  // single row kept exact over a cold page; it takes precedence over the page's codes
-};
 
 // A contiguous tensor in memory. ne in ggml's order, fastest first.
 struct TensorData {
@@ -64,21 +59,19 @@ struct SourceView {
 // those of equal stride.
 Shape axis_order(const Shape& ne, const Shape& nb);
 
-// A page of cold codes: `page_tokens` consecutive cells of one stream beginning at first_cell. The last page
-// of a stream may reach beyond n_kv; those cells do not count. docs/cold-formats.md describes the codes.
+// A block of page_tokens cold rows for cells of one stream from first_cell on: those in `held`. Several
+// blocks may begin at the same cell if they hold different cells. docs/cold-formats.md describes the codes.
 struct ColdPage {
-    int64_t first_cell = 0;  // stream * n_kv + index, as for rows
-    int64_t shift = 0;       // positions by which RoPE must still move the decoded keys; 0: none
-    int64_t flags = 0;       // none defined yet, 0
-    uint64_t written =
-        ~uint64_t{0};  // bit t: cell first_cell + t holds a row (t < 64); others are never visible
+    int64_t first_cell = 0;        // stream * n_kv + index, as for rows
+    uint64_t held = ~uint64_t{0};  // bit t: cell first_cell + t has its row here,
+    int64_t rotation = 0;          // as row (t - rotation) modulo page_tokens of the block
     bool operator==(const ColdPage&) const = default;
 };
 
 // How cold pages are encoded. All that is needed to decode a page besides docs/cold-formats.md.
 struct ColdLayout {
     std::string format;       // "q8", "q6", "q5", "q4", "q3", "q2"; empty: this part is never cold
-    int64_t page_tokens = 0;  // cells per page
+    int64_t page_tokens = 0;  // cells per page, at most 64
     int64_t block_bytes = 0;  // encoded bytes of one page and KV head
     int64_t rotation_block =
         0;  // width of the normalised Hadamard transform along head_dim; <= 1: not rotated
@@ -87,18 +80,17 @@ struct ColdLayout {
 // The K or the V side of an attention op's cache.
 //
 // A cell is one token's place in the op's view of the cache; with several streams its number is
-// stream * n_kv + index. Cells in neither list hold nothing and are never visible.
+// stream * n_kv + index. It has a row, or one page holds it, or it holds nothing and is never visible.
 struct CachePart {
     // Exact rows, [n_rows][n_head_kv][head_dim] (ne = head_dim, n_head_kv, n_rows). F16 in a mixed cache, the
     // cache's own type in a standard one.
     TensorData rows;
-    std::vector<int32_t> cells;  // n_rows, the cell of each row, no cell twice
-    std::vector<RowKind> kinds;  // n_rows
+    std::vector<int32_t> cells;  // n_rows, the cell of each row
 
     ColdLayout cold;
     // Codes as stored, i8 [n_pages][n_head_kv][block_bytes] (ne = block_bytes, n_head_kv, n_pages).
     TensorData codes;
-    std::vector<ColdPage> pages;  // n_pages, not overlapping
+    std::vector<ColdPage> pages;  // n_pages
 };
 
 struct TraceRecord {
@@ -107,8 +99,6 @@ struct TraceRecord {
     CacheKind cache = CacheKind::standard;
     bool has_sources = true;      // false: only kqv_out was recorded
     bool v_is_view_of_k = false;  // MLA: a row of V is the first head_dim_v values of the K row; `v` is empty
-    bool v_transposed = false;  // the cache holds V with cells fastest (no flash attention); rows are stored
-                                // here in the usual order
 
     int64_t n_tokens = 0;  // queries per stream
     int64_t n_head = 0;
@@ -122,8 +112,8 @@ struct TraceRecord {
     float max_bias = 0.0f;       // ALiBi, 0: none
     float logit_softcap = 0.0f;  // 0: none
 
-    std::string op_name;    // "FLASH_ATTN_EXT"
-    std::string node_name;  // the node's name in the graph
+    // Of the first token; the others follow one by one. A run begins with position 0 in step 0.
+    int64_t position = 0;
 
     TensorData kqv_out;  // f32 [n_stream][n_tokens][n_head][head_dim_v]
     TensorData q;        // f32 [n_stream][n_tokens][n_head][head_dim_k]
@@ -132,28 +122,32 @@ struct TraceRecord {
     std::optional<TensorData>
         mask;  // f16 or f32 [n_stream or 1][n_head or 1][>= n_tokens][n_kv], added to logits
     std::optional<TensorData> sinks;  // f32 [n_head], one extra logit per head
-    std::vector<int32_t> positions;   // [n_pos][n_stream * n_tokens]: n_pos planes (M-RoPE: 4), or empty
 
     SourceView kqv_out_view, q_view, k_view, v_view, mask_view, sinks_view;
 };
 
 // Checks that all parts of a record fit together: dimensions, types, sizes, finite scalars, cells in range
-// and not twice, hot rows outside and overlay rows inside cold pages, pages not overlapping, and that every
-// cell which the mask shows to some query is stored. Throws Error naming layer, step and tensor.
+// and held once, every cell stored that the mask shows to some query, and the views' numbers, which must lead
+// from the origin's memory to the tensors recorded. Throws Error naming layer, step and tensor.
 void validate(const TraceRecord& record);
 
 // The part of validate() that needs no tensor: dimensions and scalars.
 void validate_dimensions(const TraceRecord& record);
 
+// The part that needs no bytes of tensors: where rows and pages lie.
+void validate_places(const TraceRecord& record);
+
+// The part about views.
+void validate_views(const TraceRecord& record);
+
 // Where a cell's row is found.
 struct CellPlace {
     enum class Where { nowhere, row, page } where = Where::nowhere;
     int32_t index = 0;  // into CachePart::cells or CachePart::pages
-    int32_t token = 0;  // within the page
+    int32_t token = 0;  // the row within the page's block
 };
 
-// The place of every cell, [n_stream * n_kv]: exact rows take precedence over pages. The record must be
-// valid.
+// The place of every cell, [n_stream * n_kv]. The record must be valid.
 std::vector<CellPlace> locate_cells(const TraceRecord& record, const CachePart& part);
 
 // --- names
@@ -188,18 +182,14 @@ enum Field : size_t {
     n_stream,
     head_dim_k,
     head_dim_v,
-    op_name,    // index into mixed_kv.trace.strings
-    node_name,  // likewise
-    n_pos,
-    pos_layer,  // whose pos- tensor holds the positions; -1: none
-    pos_step,
+    position,
 };
-// Where groups of fields begin; fields 18 to 23 are 0.
+// Where groups of fields begin. What has no name is 0.
 inline constexpr size_t k_cold = 24;  // kColdFields
 inline constexpr size_t v_cold = 32;  // kColdFields
 inline constexpr size_t views = 40;   // kViewFields each, in the order of View
 
-enum Flag : int64_t { flag_v_is_view_of_k = 1, flag_v_transposed = 2, flag_no_sources = 4 };
+enum Flag : int64_t { flag_v_is_view_of_k = 1, flag_no_sources = 4 };
 
 enum ColdField : size_t {
     cold_format,
@@ -226,6 +216,7 @@ enum ViewField : size_t {
     view_origin_nb = view_origin_ne + 4,     // 4
     view_stored_layer = view_origin_nb + 4,  // whose tensor holds the data; -1: not stored, or k and v
     view_stored_step,
+    view_end,
 };
 inline constexpr size_t kViewFields = 32;
 inline constexpr size_t kFields = views + view_count * kViewFields;
@@ -233,5 +224,18 @@ inline constexpr size_t kFields = views + view_count * kViewFields;
 
 // Fields of scalars-<layer>_step_<n>, f32.
 enum ScalarField : size_t { scalar_kq_scale, scalar_max_bias, scalar_logit_softcap, kScalarFields };
+
+// Fields of sums-<layer>_step_<n>, i64: checksums of what the record is made of, 0 for what it has not.
+enum SumField : size_t {
+    sum_meta,
+    sum_scalars,
+    sum_kqv_out,
+    sum_q,
+    sum_mask,
+    sum_sinks,
+    sum_k,
+    sum_v,
+    kSumFields
+};
 
 }  // namespace mixed_kv::trace

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -29,6 +30,7 @@ class Validator {
         check_range("n_stream", r_.n_stream, 1, 1 << 20);
         check_range("head_dim_k", r_.head_dim_k, 1, 1 << 20);
         check_range("head_dim_v", r_.head_dim_v, 1, 1 << 20);
+        check_range("position", r_.position, 0, kMaxDimension);
         if (r_.n_head % r_.n_head_kv != 0) {
             fail("meta", cat("n_head ", r_.n_head, " is no multiple of n_head_kv ", r_.n_head_kv));
         }
@@ -51,20 +53,10 @@ class Validator {
         check_numbers();
         check_tensor("kqv_out", r_.kqv_out, {GgmlType::f32},
                      {r_.head_dim_v, r_.n_head, r_.n_tokens, r_.n_stream});
-        check_view("kqv_out", r_.kqv_out_view);
-        const int64_t n_queries = r_.n_tokens * r_.n_stream;
-        if (r_.positions.size() % static_cast<size_t>(n_queries) != 0) {
-            fail("pos", cat(r_.positions.size(), " positions for ", n_queries, " queries"));
-        }
         if (!r_.has_sources) {
             return;
         }
         check_tensor("q", r_.q, {GgmlType::f32}, {r_.head_dim_k, r_.n_head, r_.n_tokens, r_.n_stream});
-        check_view("q", r_.q_view);
-        check_view("k", r_.k_view);
-        check_view("v", r_.v_view);
-        check_view("mask", r_.mask_view);
-        check_view("sinks", r_.sinks_view);
         check_mask();
         if (r_.sinks) {
             check_tensor("sinks", *r_.sinks, {GgmlType::f32}, {r_.n_head, 1, 1, 1});
@@ -73,8 +65,8 @@ class Validator {
         check_part("k", r_.k, r_.head_dim_k, visible);
         if (!r_.v_is_view_of_k) {
             check_part("v", r_.v, r_.head_dim_v, visible);
-        } else if (!r_.v.cells.empty() || !r_.v.pages.empty()) {
-            fail("v", "V is a view of K but has rows or pages of its own");
+        } else if (!r_.v.cells.empty() || !r_.v.pages.empty() || !r_.v.cold.format.empty()) {
+            fail("v", "V is a view of K but has rows, pages or a format of its own");
         } else if (r_.head_dim_v > r_.head_dim_k) {
             fail("v", cat("head_dim_v ", r_.head_dim_v, " exceeds head_dim_k ", r_.head_dim_k,
                           " of the K it views"));
@@ -114,26 +106,6 @@ class Validator {
         if (tensor.bytes.size() != bytes) {
             fail(name,
                  cat(tensor.bytes.size(), " bytes, its shape ", shape_text(tensor.ne), " needs ", bytes));
-        }
-    }
-
-    void check_view(const char* name, const SourceView& view) const {
-        if (!view.present) {
-            return;
-        }
-        Shape sorted = view.order;
-        std::sort(sorted.begin(), sorted.end());
-        if (sorted != Shape{0, 1, 2, 3}) {
-            fail(name, cat("order ", shape_text(view.order), " of its view is no permutation of 0 to 3"));
-        }
-        const auto known = [](GgmlType type) {
-            return find_ggml_type(static_cast<int32_t>(type)) != nullptr;
-        };
-        const auto negative = [](int64_t n) { return n < 0; };
-        if (!known(view.type) || !known(view.origin_type) ||
-            std::any_of(view.ne.begin(), view.ne.end(), negative) ||
-            std::any_of(view.nb.begin(), view.nb.end(), negative) || view.view_offs < 0) {
-            fail(name, "unknown type, negative dimension, stride or offset in its view");
         }
     }
 
@@ -190,84 +162,83 @@ class Validator {
 
     void check_part(const char* name, const CachePart& part, int64_t head_dim,
                     const std::vector<bool>& visible) const {
-        const auto n_rows = static_cast<int64_t>(part.cells.size());
-        if (part.kinds.size() != part.cells.size()) {
-            fail(name, cat(n_rows, " cells but ", part.kinds.size(), " row kinds"));
-        }
         if (r_.cache == CacheKind::mixed && part.rows.type != GgmlType::f16) {
             fail(name, "rows of a mixed cache must be f16");
         }
+        const auto n_rows = static_cast<int64_t>(part.cells.size());
         check_tensor(name, part.rows, {part.rows.type}, {head_dim, r_.n_head_kv, n_rows, 1});
-
-        std::vector<bool> in_page(visible.size(), false);
-        std::vector<bool> stored(visible.size(), false);
-        check_pages(name, part, in_page, stored);
-        std::vector<bool> has_row(visible.size(), false);
-        for (size_t i = 0; i < part.cells.size(); ++i) {
-            const int64_t cell = part.cells[i];
-            if (cell < 0 || static_cast<size_t>(cell) >= visible.size()) {
-                fail(name, cat("row ", i, ": cell ", cell, " is not below ", visible.size()));
-            }
-            const auto at = static_cast<size_t>(cell);
-            if (has_row[at]) {
-                fail(name, cat("row ", i, ": cell ", cell, " has two rows"));
-            }
-            has_row[at] = true;
-            stored[at] = true;
-            const RowKind kind = part.kinds[i];
-            if (kind != RowKind::hot && kind != RowKind::pinned && kind != RowKind::overlay) {
-                fail(name, cat("row ", i, ": unknown kind ", static_cast<int32_t>(kind)));
-            }
-            if ((kind == RowKind::overlay) != in_page[at]) {
-                fail(name, cat("row ", i, ": cell ", cell,
-                               in_page[at] ? " lies in a cold page but its row is no overlay"
-                                           : " lies in no cold page but its row is an overlay"));
-            }
+        if (!part.cold.format.empty()) {
+            check_tensor(cat(name, "_quant").c_str(), part.codes, {GgmlType::i8},
+                         {part.cold.block_bytes, r_.n_head_kv, static_cast<int64_t>(part.pages.size()), 1});
         }
+        const std::vector<bool> held = held_cells(name, part);
         for (size_t cell = 0; cell < visible.size(); ++cell) {
-            if (visible[cell] && !stored[cell]) {
+            if (visible[cell] && !held[cell]) {
                 fail(name,
                      cat("cell ", cell, " is visible to a query but neither a row nor a page holds it"));
+            }
+            if (r_.cache == CacheKind::standard && !held[cell]) {
+                fail(name, cat("cell ", cell, " of a standard cache has no row"));
             }
         }
     }
 
-    void check_pages(const char* name, const CachePart& part, std::vector<bool>& in_page,
-                     std::vector<bool>& stored) const {
-        const ColdLayout& cold = part.cold;
-        const auto n_pages = static_cast<int64_t>(part.pages.size());
+  public:
+    // Cells that a row or page holds, each of them one.
+    std::vector<bool> held_cells(const char* name, const CachePart& part) const {
+        std::vector<bool> held(static_cast<size_t>(r_.n_kv * r_.n_stream), false);
+        check_cold(name, part.cold, part.pages.size());
+        for (size_t i = 0; i < part.pages.size(); ++i) {
+            const ColdPage& page = part.pages[i];
+            if (page.first_cell < 0 || static_cast<size_t>(page.first_cell) >= held.size()) {
+                fail(name, cat("page ", i, ": first cell ", page.first_cell, " is not below ", held.size()));
+            }
+            const int64_t stream_end = (page.first_cell / r_.n_kv + 1) * r_.n_kv;
+            const int64_t n = std::min(part.cold.page_tokens, stream_end - page.first_cell);
+            if (page.held == 0 || (n < 64 && (page.held >> n) != 0)) {
+                fail(name,
+                     cat("page ", i, " at cell ", page.first_cell, " holds no cell, or one beyond its ", n));
+            }
+            if (page.rotation < 0 || page.rotation >= part.cold.page_tokens) {
+                fail(name, cat("page ", i, " is rotated by ", page.rotation, " rows"));
+            }
+            for (uint64_t left = page.held; left != 0; left &= left - 1) {
+                hold(name, "page", i, page.first_cell + std::countr_zero(left), held);
+            }
+        }
+        for (size_t i = 0; i < part.cells.size(); ++i) {
+            hold(name, "row", i, part.cells[i], held);
+        }
+        return held;
+    }
+
+  private:
+    void hold(const char* name, const char* what, size_t index, int64_t cell, std::vector<bool>& held) const {
+        if (cell < 0 || static_cast<size_t>(cell) >= held.size()) {
+            fail(name, cat(what, " ", index, ": cell ", cell, " is not below ", held.size()));
+        }
+        if (held[static_cast<size_t>(cell)]) {
+            fail(name, cat(what, " ", index, ": cell ", cell, " is held twice"));
+        }
+        held[static_cast<size_t>(cell)] = true;
+    }
+
+    void check_cold(const char* name, const ColdLayout& cold, size_t n_pages) const {
         if (cold.format.empty()) {
             if (n_pages != 0) {
                 fail(name, cat(n_pages, " cold pages but no cold format"));
+            }
+            if (cold.page_tokens != 0 || cold.block_bytes != 0 || cold.rotation_block != 0) {
+                fail(name, "the layout of cold pages without a cold format");
             }
             return;
         }
         if (r_.cache != CacheKind::mixed) {
             fail(name, cat("a standard cache has the cold format ", in_quotes(cold.format)));
         }
-        check_range("page_tokens", cold.page_tokens, 1, 1 << 20);
+        check_range("page_tokens", cold.page_tokens, 1, 64);
         check_range("block_bytes", cold.block_bytes, 1, kMaxDimension);
         check_range("rotation_block", cold.rotation_block, 0, 1 << 20);
-        check_tensor(cat(name, "_quant").c_str(), part.codes, {GgmlType::i8},
-                     {cold.block_bytes, r_.n_head_kv, n_pages, 1});
-        for (size_t i = 0; i < part.pages.size(); ++i) {
-            const ColdPage& page = part.pages[i];
-            if (page.first_cell < 0 || static_cast<size_t>(page.first_cell) >= in_page.size()) {
-                fail(name,
-                     cat("page ", i, ": first cell ", page.first_cell, " is not below ", in_page.size()));
-            }
-            const int64_t stream_end = (page.first_cell / r_.n_kv + 1) * r_.n_kv;
-            const int64_t end = std::min(page.first_cell + cold.page_tokens, stream_end);
-            for (int64_t cell = page.first_cell; cell < end; ++cell) {
-                const auto at = static_cast<size_t>(cell);
-                if (in_page[at]) {
-                    fail(name, cat("page ", i, ": cell ", cell, " lies in two pages"));
-                }
-                in_page[at] = true;
-                const int64_t bit = cell - page.first_cell;
-                stored[at] = bit >= 64 || ((page.written >> bit) & 1) != 0;
-            }
-        }
     }
 
     const TraceRecord& r_;
@@ -275,7 +246,15 @@ class Validator {
 
 }  // namespace
 
-void validate(const TraceRecord& record) { Validator(record).check_all(); }
+void validate(const TraceRecord& record) {
+    Validator(record).check_all();
+    validate_views(record);
+}
+
+void validate_places(const TraceRecord& record) {
+    Validator(record).held_cells("k", record.k);
+    Validator(record).held_cells("v", record.v);
+}
 
 void validate_dimensions(const TraceRecord& record) { Validator(record).check_numbers(); }
 

@@ -3,22 +3,26 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "mixed_kv/error.h"
+#include "trace/checksum.h"
 #include "trace/gguf_writer.h"
-#include "trace/hash128.h"
 #include "trace/text.h"
 #include "trace/trace_meta.h"
+#include "trace/trace_stamps.h"
 
 namespace mixed_kv::trace {
 namespace {
 
-// kqv_out q k v k_rows v_rows k_quant v_quant k_pages v_pages mask sinks pos meta scalars
-constexpr uint64_t kTensorsPerRecord = 15;
+// kqv_out q k v k_rows v_rows k_sums v_sums k_quant v_quant k_pages v_pages k_page_sums v_page_sums mask
+// sinks meta scalars sums
+constexpr uint64_t kTensorsPerRecord = 19;
 constexpr uint64_t kMetaBytes = meta::kFields * sizeof(int64_t) + 32;
 
 template <typename T>
@@ -26,41 +30,58 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
     return std::as_bytes(std::span(values));
 }
 
-// Versions of rows or pages of one layer's K or V that the file holds already.
-class VersionStore {
-  public:
-    // The id of the content at this cell; `is_new` if it must be stored, as the next tensor slice.
-    int64_t id(int64_t cell, std::span<const std::byte> content, bool& is_new) {
-        const Hash128 hash = hash128(content);
-        const auto [it, inserted] = latest_.try_emplace(cell);
-        is_new = inserted || it->second.hash != hash;
-        if (is_new) {
-            it->second = {hash, next_id_++};
-        }
-        return it->second.id;
-    }
-
-  private:
-    struct Version {
-        Hash128 hash;
-        int64_t id = 0;
-    };
-    std::unordered_map<int64_t, Version> latest_;  // per cell, what it held when it was last seen
-    int64_t next_id_ = 0;
+// Compact form: numbers of the rows or pages that the layer's last record held, by checksum.
+struct Versions {
+    std::unordered_map<uint64_t, int64_t> ids;
+    int64_t n = 0;  // so far
 };
 
 struct PartState {
-    VersionStore rows;
-    VersionStore pages;
+    Versions rows;
+    Versions pages;
     uint64_t row_bytes = 0;
     uint64_t page_bytes = 0;
 };
 
 struct LayerState {
     PartState k, v;
-    Hash128 sinks_hash;
+    uint64_t sinks_sum = 0;
     StoredAt sinks;
+    std::optional<StampedRecord> last;  // without bytes of tensors
 };
+
+// The record without its large tensors.
+TraceRecord without_bytes(const TraceRecord& record) {
+    const auto outline = [](const CachePart& part) {
+        return CachePart{{part.rows.type, part.rows.ne, {}},
+                         part.cells,
+                         part.cold,
+                         {part.codes.type, part.codes.ne, {}},
+                         part.pages};
+    };
+    TraceRecord copy;
+    copy.layer = record.layer;
+    copy.step = record.step;
+    copy.cache = record.cache;
+    copy.has_sources = record.has_sources;
+    copy.v_is_view_of_k = record.v_is_view_of_k;
+    copy.n_tokens = record.n_tokens;
+    copy.n_head = record.n_head;
+    copy.n_head_kv = record.n_head_kv;
+    copy.n_kv = record.n_kv;
+    copy.n_stream = record.n_stream;
+    copy.head_dim_k = record.head_dim_k;
+    copy.head_dim_v = record.head_dim_v;
+    copy.kq_scale = record.kq_scale;
+    copy.max_bias = record.max_bias;
+    copy.logit_softcap = record.logit_softcap;
+    copy.position = record.position;
+    copy.k = outline(record.k);
+    copy.v = outline(record.v);
+    copy.k_view = record.k_view;
+    copy.v_view = record.v_view;
+    return copy;
+}
 
 }  // namespace
 
@@ -74,7 +95,8 @@ class TraceWriter::Impl {
     }
 
     void set_info(std::string_view name, std::string_view text) {
-        gguf_.set(cat("mixed_kv.trace.info.", name), text);
+        gguf_.set(cat(kInfoPrefix, name), text);
+        info_[std::string(name)] = text;
     }
 
     void append(const TraceRecord& record) {
@@ -86,6 +108,12 @@ class TraceWriter::Impl {
                             " comes after layer ", last_layer_, ", step ", last_step_));
         }
         validate(record);
+        LayerState& layer = layers_[record.layer];
+        const StampedRecord* previous = layer.last ? &*layer.last : nullptr;
+        // A copy without bytes: what the next record of this layer is compared with.
+        auto [k_stamps, v_stamps] = make_stamps(record, previous);
+        StampedRecord stamped{without_bytes(record), std::move(k_stamps), std::move(v_stamps)};
+        check_follows(previous, stamped);
         if (n_records_ == 0 || record.step != last_step_) {
             step_tensors_.clear();
         }
@@ -93,7 +121,8 @@ class TraceWriter::Impl {
         last_layer_ = record.layer;
         ++n_records_;
         complete_ = false;
-        write(record);
+        write(record, stamped, layer);
+        layer.last = std::move(stamped);
         complete_ = true;
     }
 
@@ -104,6 +133,8 @@ class TraceWriter::Impl {
         }
         gguf_.set(kKeyRecords, n_records_);
         gguf_.set_array(kKeyStrings, std::span<const std::string>(strings_));
+        const std::vector<std::pair<std::string, std::string>> info(info_.begin(), info_.end());
+        gguf_.set(kKeySum, file_sum(form_, n_records_, strings_, info));
         gguf_.finish();
     }
 
@@ -139,7 +170,25 @@ class TraceWriter::Impl {
         add(kind, tensor.type, tensor.ne, tensor.bytes);
     }
 
-    void write(const TraceRecord& record) {
+    // A list of numbers, n_columns each.
+    template <typename T>
+    void add_numbers(std::string_view kind, int64_t n_columns, const std::vector<T>& numbers) {
+        static_assert(std::is_same_v<T, int32_t> || std::is_same_v<T, int64_t>);
+        const auto n = static_cast<int64_t>(numbers.size());
+        const GgmlType type = sizeof(T) == 4 ? GgmlType::i32 : GgmlType::i64;
+        add(kind, type, n_columns == 1 ? Shape{n, 1, 1, 1} : Shape{n_columns, n / n_columns, 1, 1},
+            bytes_of(numbers));
+    }
+
+    static std::vector<int64_t> sums_of(const std::vector<Stamp>& stamps) {
+        std::vector<int64_t> sums;
+        for (const Stamp& stamp : stamps) {
+            sums.push_back(static_cast<int64_t>(stamp.sum));
+        }
+        return sums;
+    }
+
+    void write(const TraceRecord& record, const StampedRecord& stamped, LayerState& layer) {
         RecordStorage storage;
         storage.form = form_;
         add("kqv_out", record.kqv_out);
@@ -149,42 +198,35 @@ class TraceWriter::Impl {
             storage.v_rows = static_cast<int64_t>(record.v.cells.size());
             storage.k_pages = static_cast<int64_t>(record.k.pages.size());
             storage.v_pages = static_cast<int64_t>(record.v.pages.size());
-            write_part("k", record, record.k, layers_[record.layer].k);
-            write_part("v", record, record.v, layers_[record.layer].v);
+            write_part("k", record, record.k, stamped.k, layer.k);
+            write_part("v", record, record.v, stamped.v, layer.v);
             if (record.mask) {
                 storage.mask = write_shared("mask", *record.mask);
             }
             if (record.sinks) {
-                storage.sinks = write_sinks(*record.sinks, layers_[record.layer]);
+                storage.sinks = write_sinks(*record.sinks, layer);
             }
-        }
-        if (!record.positions.empty()) {
-            const int64_t n_queries = record.n_tokens * record.n_stream;
-            storage.n_pos = static_cast<int64_t>(record.positions.size()) / n_queries;
-            TensorData positions{GgmlType::i32, {n_queries, storage.n_pos, 1, 1}, {}};
-            const auto bytes = bytes_of(record.positions);
-            positions.bytes.assign(bytes.begin(), bytes.end());
-            storage.positions = write_shared("pos", positions);
         }
         const std::vector<int64_t> fields =
             encode_meta(record, storage, [this](std::string_view text) { return intern(text); });
         add("meta", GgmlType::i64, {static_cast<int64_t>(fields.size()), 1, 1, 1}, bytes_of(fields));
         const std::vector<float> scalars = encode_scalars(record);
         add("scalars", GgmlType::f32, {static_cast<int64_t>(scalars.size()), 1, 1, 1}, bytes_of(scalars));
+        add_numbers("sums", 1, make_sums(record, stamped.k, stamped.v, fields, scalars));
     }
 
     // A tensor that layers of one step often share. Compact: stored by the first of them.
     StoredAt write_shared(std::string_view kind, const TensorData& tensor) {
         const StoredAt here{last_layer_, last_step_};
         if (form_ == TraceForm::compact) {
-            const Hash128 hash = hash128(tensor.bytes);
+            const uint64_t sum = Checksum().add(tensor.bytes).value();
             for (const StepTensor& known : step_tensors_) {
                 if (known.kind == kind && known.ne == tensor.ne && known.type == tensor.type &&
-                    known.hash == hash) {
+                    known.sum == sum) {
                     return known.stored;
                 }
             }
-            step_tensors_.push_back({std::string(kind), tensor.type, tensor.ne, hash, here});
+            step_tensors_.push_back({std::string(kind), tensor.type, tensor.ne, sum, here});
         }
         add(kind, tensor);
         return here;
@@ -192,18 +234,18 @@ class TraceWriter::Impl {
 
     // Sinks are weights: compact files hold them once per layer.
     StoredAt write_sinks(const TensorData& sinks, LayerState& layer) {
-        const Hash128 hash = hash128(sinks.bytes);
-        if (form_ == TraceForm::compact && layer.sinks.layer >= 0 && layer.sinks_hash == hash) {
+        const uint64_t sum = Checksum().add(sinks.bytes).value();
+        if (form_ == TraceForm::compact && layer.sinks.layer >= 0 && layer.sinks_sum == sum) {
             return layer.sinks;
         }
         add("sinks", sinks);
-        layer.sinks_hash = hash;
+        layer.sinks_sum = sum;
         layer.sinks = {last_layer_, last_step_};
         return layer.sinks;
     }
 
     void write_part(const std::string& name, const TraceRecord& record, const CachePart& part,
-                    PartState& state) {
+                    const PartStamps& stamps, PartState& state) {
         // What an op has not is listed all the same, as empty.
         const bool absent = record.v_is_view_of_k && name == "v";
         const TensorData no_rows{GgmlType::f16, {record.head_dim_v, record.n_head_kv, 0, 1}, {}};
@@ -211,30 +253,31 @@ class TraceWriter::Impl {
         const TensorData& rows = absent ? no_rows : part.rows;
         const TensorData& codes = absent || part.cold.format.empty() ? no_codes : part.codes;
         if (form_ == TraceForm::compact) {
-            write_compact_rows(name, part, rows, state);
+            write_compact_rows(name, part, rows, stamps.rows, state);
             if (record.cache == CacheKind::mixed) {
-                write_compact_pages(name, part, codes, state);
+                write_compact_pages(name, part, codes, stamps.pages, state);
             }
             return;
         }
         add(name, rows);
         std::vector<int32_t> list;
         for (size_t i = 0; i < part.cells.size(); ++i) {
-            list.insert(list.end(), {part.cells[i], static_cast<int32_t>(part.kinds[i])});
+            list.insert(list.end(), {part.cells[i], stamps.rows[i].since});
         }
-        add(name + "_rows", GgmlType::i32, {2, static_cast<int64_t>(part.cells.size()), 1, 1},
-            bytes_of(list));
+        add_numbers(name + "_rows", 2, list);
+        add_numbers(name + "_sums", 1, sums_of(stamps.rows));
         if (record.cache != CacheKind::mixed) {
             return;
         }
         add(name + "_quant", codes);
         std::vector<int64_t> pages;
-        for (const ColdPage& page : part.pages) {
-            pages.insert(pages.end(),
-                         {page.first_cell, page.shift, page.flags, static_cast<int64_t>(page.written)});
+        for (size_t i = 0; i < part.pages.size(); ++i) {
+            const ColdPage& page = part.pages[i];
+            pages.insert(pages.end(), {page.first_cell, static_cast<int64_t>(page.held), page.rotation,
+                                       stamps.pages[i].since});
         }
-        add(name + "_pages", GgmlType::i64, {4, static_cast<int64_t>(part.pages.size()), 1, 1},
-            bytes_of(pages));
+        add_numbers(name + "_pages", 4, pages);
+        add_numbers(name + "_page_sums", 1, sums_of(stamps.pages));
     }
 
     void check_same_size(const std::string& name, uint64_t bytes, uint64_t& known) const {
@@ -245,70 +288,78 @@ class TraceWriter::Impl {
         known = bytes;
     }
 
-    void write_compact_rows(const std::string& name, const CachePart& part, const TensorData& rows,
-                            PartState& state) {
-        // Runs of rows with consecutive cells and ids: (first cell, rows, kind, first id).
-        std::vector<int32_t> runs;
+    // Stores what is new of n rows or pages of equal size and returns the id of each.
+    std::vector<int64_t> store_versions(const std::string& kind, const std::string& sums_kind,
+                                        const TensorData& content, const std::vector<Stamp>& stamps,
+                                        Versions& versions) {
+        Versions now;
+        now.n = versions.n;
+        std::vector<int64_t> ids;
         std::vector<std::byte> fresh;
-        int64_t n_fresh = 0;
+        std::vector<int64_t> fresh_sums;
+        const size_t each = stamps.empty() ? 0 : content.bytes.size() / stamps.size();
+        for (size_t i = 0; i < stamps.size(); ++i) {
+            const uint64_t sum = stamps[i].sum;
+            if (stamps[i].since == last_step_) {
+                const auto bytes = std::span(content.bytes).subspan(i * each, each);
+                fresh.insert(fresh.end(), bytes.begin(), bytes.end());
+                fresh_sums.push_back(static_cast<int64_t>(sum));
+                ids.push_back(now.n++);
+            } else {
+                ids.push_back(versions.ids.at(sum));
+            }
+            now.ids.emplace(sum, ids.back());
+        }
+        versions = std::move(now);
+        if (!fresh_sums.empty()) {
+            add(kind, content.type,
+                {content.ne[0], content.ne[1], static_cast<int64_t>(fresh_sums.size()), 1}, fresh);
+            add_numbers(sums_kind, 1, fresh_sums);
+        }
+        return ids;
+    }
+
+    void write_compact_rows(const std::string& name, const CachePart& part, const TensorData& rows,
+                            const std::vector<Stamp>& stamps, PartState& state) {
         if (!part.cells.empty()) {
             check_same_size(name, rows.bytes.size() / part.cells.size(), state.row_bytes);
         }
+        const std::vector<int64_t> ids = store_versions(name, name + "_sums", rows, stamps, state.rows);
+        // Runs of rows with consecutive cells and ids: (first cell, rows, first id).
+        std::vector<int32_t> runs;
         for (size_t i = 0; i < part.cells.size(); ++i) {
-            const auto content = std::span(rows.bytes).subspan(i * state.row_bytes, state.row_bytes);
-            bool is_new = false;
-            const auto id = static_cast<int32_t>(state.rows.id(part.cells[i], content, is_new));
-            if (is_new) {
-                fresh.insert(fresh.end(), content.begin(), content.end());
-                ++n_fresh;
-            }
-            const auto kind = static_cast<int32_t>(part.kinds[i]);
-            int32_t* run = runs.empty() ? nullptr : &runs[runs.size() - 4];
-            if (run != nullptr && run[0] + run[1] == part.cells[i] && run[2] == kind &&
-                run[3] + run[1] == id) {
+            const auto id = static_cast<int32_t>(ids[i]);
+            int32_t* run = runs.empty() ? nullptr : &runs[runs.size() - 3];
+            if (run != nullptr && run[0] + run[1] == part.cells[i] && run[2] + run[1] == id) {
                 ++run[1];
             } else {
-                runs.insert(runs.end(), {part.cells[i], 1, kind, id});
+                runs.insert(runs.end(), {part.cells[i], 1, id});
             }
         }
-        if (n_fresh > 0) {
-            add(name, rows.type, {rows.ne[0], rows.ne[1], n_fresh, 1}, fresh);
-        }
-        add(name + "_ids", GgmlType::i32, {4, static_cast<int64_t>(runs.size() / 4), 1, 1}, bytes_of(runs));
+        add_numbers(name + "_ids", 3, runs);
     }
 
     void write_compact_pages(const std::string& name, const CachePart& part, const TensorData& codes,
-                             PartState& state) {
-        std::vector<int64_t> list;
-        std::vector<std::byte> fresh;
-        int64_t n_fresh = 0;
+                             const std::vector<Stamp>& stamps, PartState& state) {
         if (!part.pages.empty()) {
             check_same_size(name + "_quant", codes.bytes.size() / part.pages.size(), state.page_bytes);
         }
+        const std::vector<int64_t> ids =
+            store_versions(name + "_quant", name + "_page_sums", codes, stamps, state.pages);
+        std::vector<int64_t> list;
         for (size_t i = 0; i < part.pages.size(); ++i) {
             const ColdPage& page = part.pages[i];
-            const auto content = std::span(codes.bytes).subspan(i * state.page_bytes, state.page_bytes);
-            bool is_new = false;
-            const int64_t id = state.pages.id(page.first_cell, content, is_new);
-            if (is_new) {
-                fresh.insert(fresh.end(), content.begin(), content.end());
-                ++n_fresh;
-            }
             list.insert(list.end(),
-                        {page.first_cell, page.shift, page.flags, static_cast<int64_t>(page.written), id});
+                        {page.first_cell, static_cast<int64_t>(page.held), page.rotation, ids[i]});
         }
-        if (n_fresh > 0) {
-            add(name + "_quant", codes.type, {codes.ne[0], codes.ne[1], n_fresh, 1}, fresh);
-        }
-        add(name + "_page_ids", GgmlType::i64, {5, static_cast<int64_t>(part.pages.size()), 1, 1},
-            bytes_of(list));
+        add_numbers(name + "_page_ids", 4, list);
     }
 
     struct StepTensor {
         std::string kind;
         GgmlType type;
         Shape ne;
-        Hash128 hash;
+        uint64_t sum;
         StoredAt stored;
     };
 
@@ -322,6 +373,7 @@ class TraceWriter::Impl {
     std::map<std::string, int64_t, std::less<>> string_ids_;
     std::map<int32_t, LayerState> layers_;
     std::vector<StepTensor> step_tensors_;  // of the current step
+    std::map<std::string, std::string> info_;
 };
 
 TraceWriter::TraceWriter(const std::filesystem::path& path, const TraceWriterOptions& options)
@@ -351,7 +403,7 @@ uint64_t TraceEstimate::bytes() const {
         const auto n_kv = static_cast<double>(padded);
         double record =
             4.0 * tokens * static_cast<double>(n_head * head_dim_v) + static_cast<double>(kMetaBytes);
-        double shared = 4.0 * tokens;  // positions
+        double shared = 0.0;
         if (has_sources) {
             record += 4.0 * tokens * static_cast<double>(n_head * head_dim_k);
             shared += 2.0 * tokens * n_kv;  // mask
@@ -363,10 +415,10 @@ uint64_t TraceEstimate::bytes() const {
             const double cold = hot_rows == INT64_MAX ? 0.0
                                 : compact             ? tokens
                                           : static_cast<double>(std::max<int64_t>(used - hot_rows, 0));
-            // Lists of rows, 8 bytes each for K and V, and of pages of 64 tokens, up to 40 bytes each.
+            // Lists of rows, 16 bytes each for K and V, and of pages of 64 tokens, 40 bytes each.
             const double pages = hot_rows == INT64_MAX ? 0.0 : static_cast<double>(used) / 64.0 + 1.0;
             record += (k_row + v_row) * (exact * bytes_per_value + cold * cold_bytes_per_value) +
-                      16.0 * exact + 80.0 * pages;
+                      32.0 * exact + 80.0 * pages;
         }
         const bool share = form == TraceForm::compact;
         const auto layers = static_cast<double>(n_layers);

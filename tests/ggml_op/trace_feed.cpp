@@ -58,7 +58,10 @@ StreamPart stream_part(const TraceRecord& record, const CachePart& part, std::in
     const std::size_t page_bytes = part.pages.empty() ? 0 : part.codes.bytes.size() / part.pages.size();
     for (std::size_t i = 0; i < part.pages.size(); ++i) {
         if (part.pages[i].first_cell < first || part.pages[i].first_cell >= end) continue;
-        if (part.pages[i].shift != 0 || part.pages[i].flags != 0) throw Error("a page has a shift or flags");
+        if (part.pages[i].rotation != 0 ||
+            (i > 0 && part.pages[i].first_cell == part.pages[i - 1].first_cell)) {
+            throw Error("a page of several blocks, or of rows that moved, has no place in the op's inputs");
+        }
         s.cells.pages.push_back(std::int32_t(part.pages[i].first_cell - first));
         const auto at = part.codes.bytes.begin() + std::ptrdiff_t(i * page_bytes);
         s.codes.insert(s.codes.end(), at, at + std::ptrdiff_t(page_bytes));

@@ -46,7 +46,9 @@ TEST(ShiftedTrace, HoldsTurnedRows) {
         context.decode({20}, context.last_position(0) + 1);
         recorder.enabled = false;
         ASSERT_EQ(recorder.records.size(), 3u);
+        std::int32_t layer = 0;
         for (auto& record : recorder.records) {
+            record.layer = layer++;
             mixed_kv::trace::validate(record);
             // Pages 1 and 2 have moved; page 0 has not.
             EXPECT_EQ(record.k.pages.size(), shifted ? 1u : 3u);

@@ -91,7 +91,6 @@ CachePart part_of(std::vector<float>& values, int64_t n_cells, int64_t n_head_kv
         const auto first = halves.begin() + cell * n_head_kv * head_dim;
         reversed.insert(reversed.end(), first, first + n_head_kv * head_dim);
         part.cells.push_back(int32_t(cell));
-        part.kinds.push_back(trace::RowKind::hot);
     }
     part.rows = {GgmlType::f16, {head_dim, n_head_kv, n_cells, 1}, bytes_of(reversed)};
     return part;
@@ -110,7 +109,6 @@ Made make(int64_t n_stream, float max_bias, float softcap, bool sinks) {
     r.kq_scale = 0.3F;
     r.max_bias = max_bias;
     r.logit_softcap = softcap;
-    r.op_name = "FLASH_ATTN_EXT";
     std::mt19937 random(7);
     std::normal_distribution<float> normal;
     const auto fill = [&](std::vector<float>& values, int64_t n) {

@@ -77,7 +77,7 @@ TEST(StockReader, ReadsTracesOfBothForms) {
     for (const TraceForm form : {TraceForm::self_contained, TraceForm::compact}) {
         for (const uint64_t expected_records : {0, 10}) {  // header too small, data moved; and fitting
             TraceWriter writer(folder / "t.gguf", {.form = form, .expected_records = expected_records});
-            SampleShape shape{.n_used = 60, .with_sinks = true};
+            SampleShape shape{.n_tokens = 20, .n_used = 60, .with_sinks = true};
             for (int step = 0; step < 5; ++step, shape.n_used += 20) {
                 writer.append(sample_record(0, step, shape));
                 writer.append(sample_record(1, step, shape));

@@ -108,9 +108,10 @@ TEST(TraceFile, ListsAtLeastSixInputsPerMixedStep) {
         names.emplace_back(tensor.name);
     }
     EXPECT_THAT(names, ElementsAre("kqv_out-0_step_0", "q-0_step_0", "k-0_step_0", "k_rows-0_step_0",
-                                   "k_quant-0_step_0", "k_pages-0_step_0", "v-0_step_0", "v_rows-0_step_0",
-                                   "v_quant-0_step_0", "v_pages-0_step_0", "mask-0_step_0", "pos-0_step_0",
-                                   "meta-0_step_0", "scalars-0_step_0"));
+                                   "k_sums-0_step_0", "k_quant-0_step_0", "k_pages-0_step_0",
+                                   "k_page_sums-0_step_0", "v-0_step_0", "v_rows-0_step_0", "v_sums-0_step_0",
+                                   "v_quant-0_step_0", "v_pages-0_step_0", "v_page_sums-0_step_0",
+                                   "mask-0_step_0", "meta-0_step_0", "scalars-0_step_0", "sums-0_step_0"));
     EXPECT_EQ(trace.gguf().require_tensor("k_quant-0_step_0").ne, (Shape{128, 2, 0, 1}));
 }
 
@@ -119,11 +120,12 @@ TEST(TraceFile, WithoutSources) {
         const TempFolder folder;
         TraceRecord record = sample_record(0, 0);
         record.has_sources = false;
+        record.q_view = record.k_view = record.v_view = {};
         TraceWriter writer(folder / "t.gguf", {.form = form});
         writer.append(record);
         writer.finish();
         const TraceReader trace(folder / "t.gguf");
-        EXPECT_EQ(trace.tensors({0, 0}).size(), 4u);  // kqv_out, pos, meta, scalars
+        EXPECT_EQ(trace.tensors({0, 0}).size(), 4u);  // kqv_out, meta, scalars, sums
         const TraceRecord loaded = trace.load({0, 0});
         expect_equal(record, loaded);
         EXPECT_TRUE(loaded.k.cells.empty());
@@ -137,6 +139,8 @@ TEST(TraceFile, ValuesThatAreAViewOfKeys) {
         record.v_is_view_of_k = true;
         record.v = {};
         record.head_dim_v = 32;
+        record.v_view = record.k_view;
+        record.v_view.ne[0] = 32;
         record.kqv_out = {GgmlType::f32, {32, record.n_head, 1, 1}, std::vector<std::byte>(32 * 4 * 4)};
         TraceWriter writer(folder / "t.gguf", {.form = form});
         writer.append(record);
@@ -158,12 +162,11 @@ TEST(TraceFile, SeveralStreamsAndFiniteMask) {
     twice(r.q, 3);
     twice(r.kqv_out, 3);
     twice(*r.mask, 3);
-    r.positions.push_back(17);
+    r.q_view = r.k_view = r.v_view = {};
     for (CachePart* part : {&r.k, &r.v}) {
         twice(part->rows, 2);
         for (int cell = 256; cell < 512; ++cell) {
             part->cells.push_back(cell);
-            part->kinds.push_back(RowKind::hot);
         }
     }
     TraceWriter writer(folder / "t.gguf");
@@ -242,6 +245,7 @@ TEST(TraceFile, EstimateIsCloseAndNotTooLow) {
                 .cache = cache, .n_head = 8, .n_head_kv = 4, .head_dim = 128, .n_used = 0, .hot_rows = 40};
             for (int step = 0; step < 44; ++step) {
                 shape.n_tokens = step < 4 ? 50 : 1;
+                shape.position = shape.n_used;
                 shape.n_used += shape.n_tokens;
                 for (int layer = 0; layer < 2; ++layer) {
                     writer.append(sample_record(layer, step, shape));
@@ -260,7 +264,7 @@ TEST(TraceFile, EstimateIsCloseAndNotTooLow) {
 
 TEST(TraceFile, LocatesCells) {
     const TraceRecord r =
-        sample_record(0, 0);  // 200 cells: pages 0 and 1 cold, 0 and 1 overlaid, hot from 128
+        sample_record(0, 0);  // 200 cells: pages 0 and 1 cold, but for cells 0 and 1; exact from 128
     const std::vector<CellPlace> places = locate_cells(r, r.k);
     ASSERT_EQ(places.size(), 256u);
     EXPECT_EQ(places[1].where, CellPlace::Where::row);

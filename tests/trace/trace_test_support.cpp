@@ -190,19 +190,16 @@ TensorData make_tensor(GgmlType type, const Shape& ne, Fill fill) {
 
 CachePart make_part(uint32_t salt, int32_t layer, const SampleShape& shape, int64_t n_kv) {
     CachePart part;
-    const auto add_row = [&part](int64_t cell, RowKind kind) {
-        part.cells.push_back(static_cast<int32_t>(cell));
-        part.kinds.push_back(kind);
-    };
+    const auto add_row = [&part](int64_t cell) { part.cells.push_back(static_cast<int32_t>(cell)); };
     int64_t n_cold = 0;
     if (shape.cache == CacheKind::mixed) {
         part.cold = {"q4", kPage, kBlockBytes, salt == 2 ? 32 : 0};
         n_cold = std::max<int64_t>(shape.n_used - shape.hot_rows, 0) / kPage;
         for (int64_t page = 0; page < n_cold; ++page) {
-            part.pages.push_back({page * kPage});
+            part.pages.push_back({page * kPage, page == 0 ? ~uint64_t{3} : ~uint64_t{0}});
         }
         for (int64_t cell = 0; cell < 2 && n_cold > 0; ++cell) {
-            add_row(cell, RowKind::overlay);
+            add_row(cell);
         }
         part.codes =
             make_tensor<uint8_t>(GgmlType::i8, {kBlockBytes, shape.n_head_kv, n_cold, 1}, [&](size_t i) {
@@ -212,7 +209,7 @@ CachePart make_part(uint32_t salt, int32_t layer, const SampleShape& shape, int6
     }
     const int64_t end = shape.cache == CacheKind::mixed ? shape.n_used : n_kv;
     for (int64_t cell = n_cold * kPage; cell < end; ++cell) {
-        add_row(cell, RowKind::hot);
+        add_row(cell);
     }
     const auto row_values = static_cast<size_t>(shape.head_dim * shape.n_head_kv);
     part.rows = make_tensor<fp16_t>(
@@ -257,8 +254,7 @@ TraceRecord sample_record(int32_t layer, int32_t step, const SampleShape& shape)
     r.head_dim_v = shape.head_dim;
     r.kq_scale = 0.125f;
     r.logit_softcap = 30.0f;
-    r.op_name = "FLASH_ATTN_EXT";
-    r.node_name = "kqv_out-" + std::to_string(layer);
+    r.position = shape.position >= 0 ? shape.position : step * shape.n_tokens;
     const auto stepped = [&](uint32_t salt) {
         return [&r, salt](size_t i) {
             const uint32_t bits =
@@ -283,9 +279,6 @@ TraceRecord sample_record(int32_t layer, int32_t step, const SampleShape& shape)
             return static_cast<float>(i) + static_cast<float>(layer);
         });
     }
-    for (int64_t token = 0; token < shape.n_tokens; ++token) {
-        r.positions.push_back(static_cast<int32_t>(shape.n_used - shape.n_tokens + token));
-    }
     const std::string l = std::to_string(layer);
     r.q_view =
         make_view("Qcur-" + l, GgmlType::f32, {shape.head_dim, shape.n_tokens, shape.n_head, 1}, "Qcur-" + l);
@@ -307,7 +300,6 @@ void expect_equal_tensor(const char* name, const TensorData& a, const TensorData
 void expect_equal_part(const char* name, const CachePart& a, const CachePart& b) {
     expect_equal_tensor(name, a.rows, b.rows);
     EXPECT_EQ(a.cells, b.cells) << name;
-    EXPECT_EQ(a.kinds, b.kinds) << name;
     EXPECT_EQ(a.pages, b.pages) << name;
     EXPECT_EQ(a.cold.format, b.cold.format) << name;
     EXPECT_EQ(a.cold.page_tokens, b.cold.page_tokens) << name;
@@ -340,7 +332,6 @@ void expect_equal(const TraceRecord& a, const TraceRecord& b) {
     EXPECT_EQ(a.cache, b.cache);
     EXPECT_EQ(a.has_sources, b.has_sources);
     EXPECT_EQ(a.v_is_view_of_k, b.v_is_view_of_k);
-    EXPECT_EQ(a.v_transposed, b.v_transposed);
     EXPECT_EQ(a.n_tokens, b.n_tokens);
     EXPECT_EQ(a.n_head, b.n_head);
     EXPECT_EQ(a.n_head_kv, b.n_head_kv);
@@ -351,9 +342,7 @@ void expect_equal(const TraceRecord& a, const TraceRecord& b) {
     EXPECT_EQ(a.kq_scale, b.kq_scale);
     EXPECT_EQ(a.max_bias, b.max_bias);
     EXPECT_EQ(a.logit_softcap, b.logit_softcap);
-    EXPECT_EQ(a.op_name, b.op_name);
-    EXPECT_EQ(a.node_name, b.node_name);
-    EXPECT_EQ(a.positions, b.positions);
+    EXPECT_EQ(a.position, b.position);
     expect_equal_tensor("kqv_out", a.kqv_out, b.kqv_out);
     if (a.has_sources && b.has_sources) {
         expect_equal_tensor("q", a.q, b.q);

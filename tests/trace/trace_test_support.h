@@ -90,10 +90,11 @@ struct SampleShape {
     int64_t hot_rows = 40;  // the newest cells, at least; older pages are cold
     bool with_sinks = false;
     bool with_mask = true;
+    int64_t position = -1;  // -1: as if all steps had n_tokens
 };
 
 // A record with contents that depend on (layer, cell) for rows and pages, so that they stay equal from step
-// to step, and on the step for q and kqv_out. Cells 0 and 1 are overlay rows when their page is cold.
+// to step, and on the step for q and kqv_out. Cells 0 and 1 have exact rows when their page is cold.
 TraceRecord sample_record(int32_t layer, int32_t step, const SampleShape& shape = {});
 
 // Expects all fields of two records to be equal, reporting each that is not.

@@ -47,26 +47,19 @@ const Fault kFaults[] = {
          r.n_tokens = 2;
          r.kqv_out.ne[2] = 2;
          r.kqv_out.bytes.resize(r.kqv_out.bytes.size() * 2);
-         r.positions.push_back(0);
      }},
     {"q_type", "q: type f16 is not allowed", [](auto& r) { r.q.type = GgmlType::f16; }},
     {"q_bytes", "q: 516 bytes, its shape [32, 4] needs 512", [](auto& r) { r.q.bytes.resize(516); }},
     {"kqv_out_shape", "kqv_out: shape", [](auto& r) { r.head_dim_v = 33; }},
     {"k_type", "must be f16", [](auto& r) { r.k.rows.type = GgmlType::bf16; }},
-    {"k_rows", "k: shape",
-     [](auto& r) {
-         r.k.cells.pop_back();
-         r.k.kinds.pop_back();
-     }},
-    {"k_kinds", "row kinds", [](auto& r) { r.k.kinds.pop_back(); }},
+    {"k_rows", "k: shape", [](auto& r) { r.k.cells.pop_back(); }},
     {"cell_range", "cell 256 is not below 256", [](auto& r) { r.k.cells.back() = 256; }},
     {"cell_negative", "cell -1", [](auto& r) { r.v.cells.back() = -1; }},
-    {"cell_twice", "has two rows", [](auto& r) { r.k.cells.back() = r.k.cells[r.k.cells.size() - 2]; }},
-    {"row_kind", "unknown kind 3", [](auto& r) { r.k.kinds.back() = static_cast<RowKind>(3); }},
-    {"hot_in_page", "cell 0 lies in a cold page but its row is no overlay",
-     [](auto& r) { r.k.kinds[0] = RowKind::hot; }},
-    {"overlay_outside", "its row is an overlay", [](auto& r) { r.k.kinds.back() = RowKind::overlay; }},
-    {"pages_overlap", "lies in two pages", [](auto& r) { r.k.pages[1].first_cell = 63; }},
+    {"cell_twice", "is held twice", [](auto& r) { r.k.cells.back() = r.k.cells[r.k.cells.size() - 2]; }},
+    {"row_in_page", "cell 3 is held twice", [](auto& r) { r.k.cells[0] = 3; }},
+    {"pages_overlap", "cell 63 is held twice", [](auto& r) { r.k.pages[1].first_cell = 63; }},
+    {"page_rotated", "is rotated by 64 rows", [](auto& r) { r.k.pages[1].rotation = 64; }},
+    {"page_holds_nothing", "holds no cell", [](auto& r) { r.k.pages[1].held = 0; }},
     {"page_range", "first cell 256", [](auto& r) { r.v.pages[1].first_cell = 256; }},
     {"page_negative", "first cell -64", [](auto& r) { r.v.pages[1].first_cell = -64; }},
     {"page_tokens", "page_tokens 0", [](auto& r) { r.k.cold.page_tokens = 0; }},
@@ -78,7 +71,7 @@ const Fault kFaults[] = {
      [](auto& r) { r.cache = CacheKind::standard; }},
     {"hole", "cell 199 is visible to a query but neither a row nor a page holds it",
      [](auto& r) { r.k.cells.back() = 210; }},
-    {"unwritten_in_page", "cell 70 is visible", [](auto& r) { r.v.pages[1].written = ~(uint64_t{1} << 6); }},
+    {"not_held_by_page", "cell 70 is visible", [](auto& r) { r.v.pages[1].held = ~(uint64_t{1} << 6); }},
     {"no_mask_shows_all", "cell 200 is visible", [](auto& r) { r.mask.reset(); }},
     {"mask_width", "mask: shape", [](auto& r) { r.mask->ne[0] = 255; }},
     {"mask_type", "mask: type i16", [](auto& r) { r.mask->type = GgmlType::i16; }},
@@ -88,20 +81,60 @@ const Fault kFaults[] = {
      [](auto& r) {
          r.sinks = TensorData{GgmlType::f32, {3, 1, 1, 1}, std::vector<std::byte>(12)};
      }},
-    {"positions", "3 positions for 2 queries",
+    {"position", "position -1", [](auto& r) { r.position = -1; }},
+    {"layout_without_format", "without a cold format",
      [](auto& r) {
-         r.n_tokens = 2;
-         r.kqv_out.ne[2] = 2;
-         r.kqv_out.bytes.resize(1024);
-         r.positions = {1, 2, 3};
+         r.k.cold.format.clear();
+         r.k.pages.clear();
      }},
-    {"order", "no permutation",
+    {"hole_in_standard", "cell 200 of a standard cache has no row",
+     [](auto& r) {
+         r = sample_record(0, 0, {.cache = CacheKind::standard});
+         std::swap(r.k.cells[200], r.k.cells.back());
+         r.k.cells.pop_back();
+         r.k.rows.ne[2] -= 1;
+         r.k.rows.bytes.resize(r.k.rows.bytes.size() - 128);
+         r.k.cells[200] = 255;
+     }},
+    // views
+    {"order", "does not follow from its strides",
+     [](auto& r) {
+         r.k_view.order = {0, 1, 2, 3};
+     }},
+    {"order_twice", "does not follow",
      [](auto& r) {
          r.k_view.order = {0, 1, 1, 3};
      }},
-    {"view_type", "unknown type", [](auto& r) { r.q_view.type = static_cast<GgmlType>(77); }},
-    {"view_offset", "negative", [](auto& r) { r.v_view.view_offs = -2; }},
-    {"mla_with_rows", "has rows or pages of its own", [](auto& r) { r.v_is_view_of_k = true; }},
+    {"view_type", "q: its view sees unknown", [](auto& r) { r.q_view.type = static_cast<GgmlType>(77); }},
+    {"view_other_type", "sees bf16", [](auto& r) { r.k_view.type = GgmlType::bf16; }},
+    {"view_shape", "sees f16 [32, 255, 2], recorded is f16 [32, 256, 2]",
+     [](auto& r) { r.k_view.ne[1] = 255; }},
+    {"view_offset", "begins at byte -2", [](auto& r) { r.v_view.view_offs = -2; }},
+    {"view_odd_offset", "begins at byte 1", [](auto& r) { r.v_view.view_offs = 1; }},
+    {"view_beyond", "leaves its origin [64, 256] along dimension 1",
+     [](auto& r) { r.v_view.view_offs = 128; }},
+    {"view_stride", "no multiple of an element", [](auto& r) { r.k_view.nb[1] += 1; }},
+    {"view_wide_stride", "leaves its origin", [](auto& r) { r.k_view.nb[1] *= 2; }},
+    {"view_narrow_stride", "overlap",
+     [](auto& r) {
+         r.k_view.nb[1] = 64;
+         r.k_view.order = axis_order(r.k_view.ne, r.k_view.nb);
+     }},
+    {"view_single", "dimension of one element", [](auto& r) { r.k_view.nb[3] += 128; }},
+    {"view_slanted", "is no step of its origin", [](auto& r) { r.k_view.nb[1] += 2; }},
+    {"origin_type", "of an origin of type f32", [](auto& r) { r.k_view.origin_type = GgmlType::f32; }},
+    {"origin_shape", "strides do not fit", [](auto& r) { r.k_view.origin_ne[0] *= 2; }},
+    {"origin_strides", "strides do not fit", [](auto& r) { r.k_view.origin_nb[1] *= 2; }},
+    {"origin_empty", "its origin has the shape", [](auto& r) { r.k_view.origin_ne[3] = 0; }},
+    {"origin_longer", "along dimension 3", [](auto& r) { r.k_view.origin_ne[3] = 2; }},
+    {"own_tensor_strided", "is not contiguous",
+     [](auto& r) {
+         r.q_view.origin_name.clear();
+         r.q_view.view_offs = 4;
+     }},
+    {"view_of_nothing", "a view of what is not recorded", [](auto& r) { r.sinks_view = r.q_view; }},
+    {"other_layers_query", "is named 'Qcur-1", [](auto& r) { r.q_view.origin_name = "Qcur-1"; }},
+    {"mla_with_rows", "has rows, pages or a format of its own", [](auto& r) { r.v_is_view_of_k = true; }},
 };
 
 class TraceRecordFault : public ::testing::TestWithParam<Fault> {};
@@ -143,9 +176,11 @@ class DamagedTrace : public ::testing::Test {
         writer.finish();
         const GgufReader good(folder / "good.gguf");
         GgufStreamWriter copy(folder / "bad.gguf");
+        copy.set("general.architecture", kTraceArchitecture);
         copy.set(kKeySchema, good.get<uint32_t>(kKeySchema));
         copy.set(kKeyForm, good.get<std::string>(kKeyForm));
         copy.set(kKeyRecords, good.get<uint64_t>(kKeyRecords));
+        copy.set(kKeySum, good.get<uint64_t>(kKeySum));
         const auto strings = good.get_array<std::string>(kKeyStrings);
         copy.set_array(kKeyStrings, std::span<const std::string>(strings));
         for (size_t i = 0; i < good.n_tensors(); ++i) {
@@ -185,15 +220,15 @@ TEST_F(DamagedTrace, UndamagedCopyIsAccepted) {
 }
 
 TEST_F(DamagedTrace, MissingTensors) {
-    for (const char* name :
-         {"kqv_out-1_step_1", "q-1_step_1", "k-1_step_1", "v-1_step_1", "k_quant-1_step_1",
-          "v_quant-1_step_1", "k_rows-1_step_1", "v_rows-1_step_1", "k_pages-1_step_1", "v_pages-1_step_1",
-          "mask-1_step_1", "pos-1_step_1", "meta-1_step_1", "scalars-1_step_1"}) {
+    for (const char* name : {"kqv_out-1_step_1", "q-1_step_1", "k-1_step_1", "v-1_step_1", "k_quant-1_step_1",
+                             "v_quant-1_step_1", "k_rows-1_step_1", "v_rows-1_step_1", "k_pages-1_step_1",
+                             "v_pages-1_step_1", "mask-1_step_1", "meta-1_step_1", "scalars-1_step_1",
+                             "sums-1_step_1", "k_sums-1_step_1", "v_page_sums-1_step_1"}) {
         const std::string kind(name, std::strchr(name, '-'));
         EXPECT_THAT(damage(TraceForm::self_contained, drop(name)), HasSubstr("'" + kind)) << name;
     }
     for (const char* name : {"k-1_step_0", "k-1_step_1", "k_quant-0_step_0", "k_ids-1_step_1",
-                             "v_page_ids-0_step_0", "mask-0_step_0", "pos-0_step_1"}) {
+                             "v_page_ids-0_step_0", "mask-0_step_0", "k_sums-0_step_0"}) {
         EXPECT_NE(damage(TraceForm::compact, drop(name)), "(no error)") << name;
     }
 }
@@ -231,32 +266,35 @@ TEST_F(DamagedTrace, WrongValues) {
     EXPECT_THAT(damage(self, patch("scalars-0_step_1", scalar_max_bias, -INFINITY)), HasSubstr("max_bias"));
     EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::layer, 0)),
                 HasSubstr("says layer 0, step 1"));
-    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::schema, 2)), HasSubstr("schema 2"));
+    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::schema, 3)), HasSubstr("schema 3"));
     EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::cache, 2)),
                 HasSubstr("meta field 3 is 2"));
     EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::form, 1)), HasSubstr("form 1"));
-    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::op_name, 1000)),
-                HasSubstr("meta field 13"));
+    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::flags, 2)),
+                HasSubstr("meta field 5 is 2"));
+    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", 23, 1)), HasSubstr("meta field 23 is 1"));
+    EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::position, 5)),
+                HasSubstr("its position is 5"));
     EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::n_kv, int64_t{1} << 60)),
                 HasSubstr("n_kv"));
     EXPECT_THAT(damage(self, patch<int64_t>("meta-1_step_1", meta::k_cold + meta::cold_n_rows, 3)),
                 HasSubstr("k_rows-1_step_1"));
     EXPECT_THAT(damage(self, patch<int32_t>("k_rows-0_step_0", 0, 5000)), HasSubstr("cell 5000"));
-    EXPECT_THAT(damage(self, patch<int64_t>("v_pages-0_step_0", 4, 32)), HasSubstr("two pages"));
+    EXPECT_THAT(damage(self, patch<int64_t>("v_pages-0_step_0", 4, 32)), HasSubstr("held twice"));
 }
 
 TEST_F(DamagedTrace, WrongIds) {
     const auto compact = TraceForm::compact;
-    // k_ids: runs of (first cell, count, kind, first id)
-    EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 3, -1)), HasSubstr("are not below"));
-    EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 3, INT32_MAX)), HasSubstr("are not below"));
+    // k_ids: runs of (first cell, count, first id)
+    EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 2, -1)), HasSubstr("are not below"));
+    EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 2, INT32_MAX)), HasSubstr("are not below"));
     EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 1, INT32_MAX)), HasSubstr("does not fit"));
     EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 1, 0)), HasSubstr("does not fit"));
     EXPECT_THAT(damage(compact, patch<int32_t>("k_ids-0_step_1", 0, -5)), HasSubstr("does not fit"));
-    EXPECT_THAT(damage(compact, patch<int64_t>("v_page_ids-0_step_1", 4, 2)), HasSubstr("are not below 2"));
+    EXPECT_THAT(damage(compact, patch<int64_t>("v_page_ids-0_step_1", 3, 2)), HasSubstr("are not below 2"));
     // More rows than the file has versions, though every single run is fine.
     EXPECT_THAT(damage(compact, patch<int64_t>("meta-0_step_1", meta::k_cold + meta::cold_n_rows, 1 << 20)),
-                HasSubstr("the file holds"));
+                HasSubstr("lists 75 of 1048576 rows"));
 }
 
 }  // namespace

@@ -113,11 +113,11 @@ std::string size_text(double bytes) {
 
 std::string describe_tensors(const TraceRecord& record) {
     std::string text =
-        place_text(record.layer, record.step) + " (" + record.op_name + ", " +
+        place_text(record.layer, record.step) + " (" +
         (record.cache == trace::CacheKind::mixed ? "mixed" : "standard") + " cache): " +
-        format("n_tokens %lld, n_head %lld, n_head_kv %lld, n_kv %lld, n_stream %lld, ",
-               (long long)record.n_tokens, (long long)record.n_head, (long long)record.n_head_kv,
-               (long long)record.n_kv, (long long)record.n_stream) +
+        format("n_tokens %lld from position %lld, n_head %lld, n_head_kv %lld, n_kv %lld, n_stream %lld, ",
+               (long long)record.n_tokens, (long long)record.position, (long long)record.n_head,
+               (long long)record.n_head_kv, (long long)record.n_kv, (long long)record.n_stream) +
         format("kq_scale %g, max_bias %g, logit_softcap %g", double(record.kq_scale), double(record.max_bias),
                double(record.logit_softcap)) +
         (record.v_is_view_of_k ? ", V is a view of K" : "") + "\n";

@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <optional>
@@ -113,37 +112,6 @@ std::string references_text(ReferenceUse use) {
     if (use == ReferenceUse::exact) return "double reference";
     if (!has_torch()) return "the double reference alone (" + torch_text() + ")";
     return use == ReferenceUse::torch ? torch_text() : torch_text() + " (float32) and the double reference";
-}
-
-// A record of a mixed cache lists its cold codes, even where there are none; one of a standard cache has
-// none.
-void check_kind(const trace::TraceRecord& record, const std::vector<std::string>& tensors) {
-    if (!record.has_sources) return;
-    bool lists_cold = false;
-    for (const std::string& name : tensors) {
-        lists_cold = lists_cold || name.starts_with("k_quant-") || name.starts_with("k_page_ids-");
-    }
-    if (lists_cold != (record.cache == trace::CacheKind::mixed)) {
-        throw Error(place_text(record.layer, record.step) +
-                    (lists_cold ? ": says it is of a standard cache but has cold rows"
-                                : ": says it is of a mixed cache but has no list of cold rows"));
-    }
-}
-
-// The graph's own names carry the layer: "Qcur-3 (view)". A record under another layer's name is refused.
-void check_layer(const trace::TraceRecord& record) {
-    constexpr std::string_view kQuery = "Qcur-";
-    for (const std::string& name : {record.q_view.name, record.q_view.origin_name}) {
-        const size_t at = name.find(kQuery);
-        if (at == std::string::npos) continue;
-        const char* digits = name.c_str() + at + kQuery.size();
-        char* end = nullptr;
-        const long layer = std::strtol(digits, &end, 10);
-        if (end != digits && layer != record.layer) {
-            throw Error(place_text(record.layer, record.step) + ": its query is named '" + name +
-                        "', which is another layer's");
-        }
-    }
 }
 
 std::vector<trace::RecordId> chosen_records(const trace::TraceReader& reader, const Arguments& arguments) {
@@ -275,8 +243,6 @@ int run(const Arguments& arguments) {
         const trace::TraceRecord record = reader.load(id);
         Report::Entry entry;
         for (const trace::GgufTensor& tensor : reader.tensors(id)) entry.tensors.emplace_back(tensor.name);
-        check_kind(record, entry.tensors);
-        check_layer(record);
         if ((arguments.shapes || arguments.list_only) && !arguments.json) {
             std::printf("%s", describe_tensors(record).c_str());
         }

@@ -52,13 +52,6 @@ class PageDecoder {
                int64_t(reference::block_bytes(code_bits_, role_, head_dim_)));
         const int64_t rotation = role_ == KvRole::value ? hadamard_size(head_dim_) : 1;
         expect("rotation_block", std::max<int64_t>(cold.rotation_block, 1), std::max<int64_t>(rotation, 1));
-        for (const trace::ColdPage& page : part.pages) {
-            if (page.shift != 0 || page.flags != 0) {
-                fail(record, name,
-                     "a page has shift " + std::to_string(page.shift) + " and flags " +
-                         std::to_string(page.flags) + ", which this reader cannot apply");
-            }
-        }
     }
 
     // [64][head_dim] of one KV head.
@@ -96,7 +89,7 @@ void fill_cold(const TraceRecord& record, const CachePart& part, Side side, int6
             for (int64_t token = 0; token < n; ++token) {
                 const CellPlace& place = places[size_t(first + token)];
                 if (place.where != CellPlace::Where::page || place.index != int32_t(page)) continue;
-                std::copy_n(block.data() + token * head_dim, head_dim,
+                std::copy_n(block.data() + place.token * head_dim, head_dim,
                             dense.values.data() + ((first + token) * heads + head) * head_dim);
             }
         }

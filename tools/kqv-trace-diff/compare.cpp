@@ -93,7 +93,7 @@ class Comparer {
         compare_number("kq_scale", a_.kq_scale, b_.kq_scale);
         compare_number("max_bias", a_.max_bias, b_.max_bias);
         compare_number("logit_softcap", a_.logit_softcap, b_.logit_softcap);
-        if (a_.positions != b_.positions) mismatch("positions", "differ");
+        compare_number("position", a_.position, b_.position);
     }
 
     void compare_tensor(const char* name, const TensorData* a, const TensorData* b) {

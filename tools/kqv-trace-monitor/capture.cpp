@@ -2,6 +2,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <charconv>
@@ -16,7 +17,6 @@
 namespace mixed_kv::tools {
 
 using trace::CachePart;
-using trace::RowKind;
 using trace::Shape;
 using trace::SourceView;
 using trace::TensorData;
@@ -122,7 +122,6 @@ CachePart standard_part(const ggml_tensor* t) {
     part.rows.ne[2] = n_cells;
     part.rows.ne[3] = 1;
     for (int64_t cell = 0; cell < n_cells; ++cell) part.cells.push_back(int32_t(cell));
-    part.kinds.assign(size_t(n_cells), RowKind::hot);
     return part;
 }
 
@@ -175,7 +174,7 @@ class MixedPart {
             case MIXED_KV_CELL_HOT:  // [n_head][64][head_dim]
                 for (int64_t t = 0; t < n_cells; ++t) {
                     if ((page.written >> t & 1) == 0) continue;
-                    std::byte* row = add_row(first_cell + t, RowKind::hot);
+                    std::byte* row = add_row(first_cell + t);
                     for (int64_t h = 0; h < n_head_; ++h) {
                         std::memcpy(row + size_t(h) * head_bytes,
                                     data + size_t(h * kPageCells + t) * head_bytes, head_bytes);
@@ -184,8 +183,7 @@ class MixedPart {
                 break;
             case MIXED_KV_CELL_PINNED:  // [64][n_head][head_dim], rows that were never written are zero
                 for (int64_t t = 0; t < n_cells; ++t) {
-                    std::memcpy(add_row(first_cell + t, RowKind::pinned), data + size_t(t) * row_bytes_,
-                                row_bytes_);
+                    std::memcpy(add_row(first_cell + t), data + size_t(t) * row_bytes_, row_bytes_);
                 }
                 break;
             case MIXED_KV_CELL_COLD:
@@ -196,19 +194,29 @@ class MixedPart {
         }
     }
 
-    // What the trace has a place for: one block at its own cells, without a K-shift to apply.
-    static bool is_plain(const mixed_kv_page& page) {
-        return page.shift_pending == 0 && page.n_blocks == 1 && page.blocks[0].rotation == 0;
+    // What the trace has a place for: blocks of the layer's format, without a K-shift to apply.
+    bool is_plain(const mixed_kv_page& page) const {
+        const ColdFormat* format = find_cold_format(part_.cold.format);
+        return page.shift_pending == 0 && format != nullptr &&
+               std::all_of(page.blocks, page.blocks + page.n_blocks, [format](const mixed_kv_block& block) {
+                   return block.code_bits == format->code_bits;
+               });
     }
 
     void add_cold(const mixed_kv_page& page, int64_t first_cell, int64_t n_cells) {
-        const auto* data = static_cast<const std::byte*>(page.blocks[0].data);
-        part_.pages.push_back({.first_cell = first_cell, .written = page.written});
-        part_.codes.bytes.insert(part_.codes.bytes.end(), data, data + part_.cold.block_bytes * n_head_);
+        const uint64_t in_view = n_cells < kPageCells ? (uint64_t{1} << n_cells) - 1 : ~uint64_t{0};
+        for (int i = 0; i < page.n_blocks; ++i) {
+            const mixed_kv_block& block = page.blocks[i];
+            const uint64_t held = block.cells & in_view;
+            if (held == 0) continue;
+            part_.pages.push_back({.first_cell = first_cell, .held = held, .rotation = block.rotation});
+            const auto* data = static_cast<const std::byte*>(block.data);
+            part_.codes.bytes.insert(part_.codes.bytes.end(), data, data + part_.cold.block_bytes * n_head_);
+        }
         const auto* overlay = static_cast<const std::byte*>(page.overlay_rows);
         for (int64_t t = 0; t < kPageCells; ++t) {
             if ((page.overlay >> t & 1) == 0) continue;
-            if (t < n_cells) std::memcpy(add_row(first_cell + t, RowKind::overlay), overlay, row_bytes_);
+            if (t < n_cells) std::memcpy(add_row(first_cell + t), overlay, row_bytes_);
             overlay += row_bytes_;
         }
     }
@@ -217,15 +225,14 @@ class MixedPart {
     void add_decoded(const ggml_tensor* t, const mixed_kv_page& page, int64_t stream, int64_t first) {
         for (int64_t i = 0; i < std::min(kPageCells, n_kv_ - first); ++i) {
             if ((page.written >> i & 1) == 0) continue;
-            ggml_backend_tensor_get(t, add_row(stream * n_kv_ + first + i, RowKind::hot),
+            ggml_backend_tensor_get(t, add_row(stream * n_kv_ + first + i),
                                     size_t(stream) * t->nb[3] + size_t(first + i) * t->nb[1], row_bytes_);
         }
     }
 
     // Room for one row of all heads.
-    std::byte* add_row(int64_t cell, RowKind kind) {
+    std::byte* add_row(int64_t cell) {
         part_.cells.push_back(int32_t(cell));
-        part_.kinds.push_back(kind);
         const size_t at = part_.rows.bytes.size();
         part_.rows.bytes.resize(at + row_bytes_);
         return part_.rows.bytes.data() + at;
@@ -318,8 +325,6 @@ TraceRecord capture_attention(const ggml_tensor* node, const mixed_kv_api* api, 
     record.kq_scale = scalars[0];
     record.max_bias = scalars[1];
     record.logit_softcap = scalars[2];
-    record.op_name = ggml_op_name(node->op);
-    record.node_name = node->name;
     record.kqv_out = gather(node, kAsIs);
     record.kqv_out_view = view_of(node);
     if (record.has_sources) capture_sources(node, api, record);

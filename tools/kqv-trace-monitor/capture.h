@@ -26,7 +26,7 @@ enum class Sources { record, leave_out };
 
 // Copies a FLASH_ATTN_EXT node that has just run: output, queries, mask, sinks, scalars, and K and V as the
 // cache holds them. Valid only between the node's own callback and the next compute. `api`: the plugin's
-// interface, or null. `positions`: of the step's tokens. Throws Error for what the trace format has no place
+// interface, or null. Throws Error for what the trace format has no place
 // for.
 trace::TraceRecord capture_attention(const ggml_tensor* node, const mixed_kv_api* api, Sources sources);
 

@@ -16,10 +16,10 @@ bool Recorder::on_node(ggml_tensor* node, bool ask, void* self) noexcept {
     return !ask;
 }
 
-void Recorder::begin_step(int32_t step, std::vector<int32_t> positions) {
+void Recorder::begin_step(int32_t step, int64_t position) {
     active_ = true;
     step_ = step;
-    positions_ = std::move(positions);
+    position_ = position;
     last_layer_ = -1;
     n_seen_ = n_left_out_ = 0;
 }
@@ -66,7 +66,7 @@ void Recorder::finish_pending(std::optional<int32_t> layer) {
     trace::TraceRecord& record = pending.record;
     record.layer = *layer;
     record.step = step_;
-    if (int64_t(positions_.size()) == record.n_tokens * record.n_stream) record.positions = positions_;
+    record.position = position_;
     ++n_records_;
     options_.on_record(record);
 }

@@ -6,8 +6,6 @@
 #include <exception>
 #include <functional>
 #include <optional>
-#include <string>
-#include <vector>
 
 #include "kqv-trace-monitor/capture.h"
 #include "trace/trace_schema.h"
@@ -31,7 +29,7 @@ class Recorder {
     static bool on_node(ggml_tensor* node, bool ask, void* self) noexcept;
 
     // Around each evaluation of one graph. end_step() throws what went wrong meanwhile.
-    void begin_step(int32_t step, std::vector<int32_t> positions);
+    void begin_step(int32_t step, int64_t position);
     void end_step();
 
     int64_t n_records() const { return n_records_; }
@@ -52,7 +50,7 @@ class Recorder {
     Options options_;
     bool active_ = false;
     int32_t step_ = 0;
-    std::vector<int32_t> positions_;
+    int64_t position_ = 0;            // of the step's first token
     std::optional<Pending> pending_;  // until the node that names its layer comes by
     int32_t last_layer_ = -1;
     int64_t n_records_ = 0, n_seen_ = 0, n_left_out_ = 0;

@@ -178,9 +178,7 @@ class Session {
     void step(Context& context, Recorder& recorder, const llama_token* tokens, int n, int64_t n_past) {
         const bool traced = arguments_.max_steps < 0 || result_.n_steps < arguments_.max_steps;
         if (traced) {
-            std::vector<int32_t> positions;
-            for (int i = 0; i < n; ++i) positions.push_back(int32_t(n_past + i));
-            recorder.begin_step(int32_t(result_.n_steps), std::move(positions));
+            recorder.begin_step(int32_t(result_.n_steps), n_past);
             if (!arguments_.quiet) {
                 fmt::print("step {}: {} token{} at position {}\n", result_.n_steps, n, n == 1 ? "" : "s",
                            n_past);
