@@ -167,10 +167,11 @@ class Follower {
         if (!a.present || !b.present) {
             return;
         }
-        if (a.type != b.type || a.origin_name != b.origin_name || a.origin_ne != b.origin_ne) {
-            fail(b_, cat("the tensor that ", name, " views is ", in_quotes(b.origin_name), " ",
-                         shape_text(b.origin_ne), ", in step ", a_.step, " it was ", in_quotes(a.origin_name),
-                         " ", shape_text(a.origin_ne)));
+        if (a.type != b.type || a.name != b.name || a.origin_name != b.origin_name ||
+            a.origin_ne != b.origin_ne) {
+            fail(b_, cat(name, " is ", in_quotes(b.name), ", a view of ", in_quotes(b.origin_name), " ",
+                         shape_text(b.origin_ne), ", in step ", a_.step, " it was ", in_quotes(a.name),
+                         ", of ", in_quotes(a.origin_name), " ", shape_text(a.origin_ne)));
         }
     }
 

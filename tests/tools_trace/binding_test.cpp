@@ -87,6 +87,9 @@ bool may_change(const Tensor& tensor, size_t at, const std::vector<std::byte>& b
     }
     if (tensor.kind != "meta") return false;
     const auto field = int64_t(at - tensor.offset) / 8 - 40;
+    // The names of views and origins, but for K and V.
+    if (field >= 0 && (field % 32 == 15 || field % 32 == 16) && field / 32 != 2 && field / 32 != 3)
+        return true;
     if (field < 0 || field % 32 < 6 || field % 32 > 9) return false;
     int64_t n = 0;  // ne of the same dimension as this nb
     std::memcpy(&n, before.data() + tensor.offset + size_t(40 + field - 4) * 8, sizeof n);
