@@ -1,5 +1,6 @@
 // The parts of mixed-kv-bench that can be wrong without anybody noticing: what it verifies, and its figures.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <stdexcept>
@@ -91,6 +92,63 @@ TEST(Share, AboveOneIsAnError) {
     AttentionReport host = report_with(200);
     host.cases.front().host["f16"] = {{10, 10, 10, 5}, 1'000'000, 0};
     EXPECT_THROW(add_shares(host), std::runtime_error);
+}
+
+// What the host's time rests on: the fastest memory that its caches were tried in.
+TEST(Placements, TheFastestCounts) {
+    EXPECT_EQ(fastest({3, 1, 2}), 1U);
+    EXPECT_EQ(fastest({3}), 0U);
+    HostRuntime runtime(1);
+    AttentionShape shape;
+    shape.head_dim = 64;
+    shape.n_head = 2;
+    shape.n_head_kv = 1;
+    shape.n_kv = 128;
+    const AttentionData data(shape);
+    // Huge pages or not: the same results.
+    std::vector<float> outputs[2];
+    for (const bool huge : {false, true}) {
+        AttentionRig rig(runtime, shape, data, {"f16", GGML_TYPE_F16, "", std::size_t(4) << 20, huge});
+        rig.run_next();
+        outputs[huge].assign(rig.output(), rig.output() + 128);
+    }
+    EXPECT_EQ(outputs[0], outputs[1]);
+}
+
+TEST(Placements, TheReportSaysWhatWasTried) {
+    AttentionReport report = report_with(200);
+    AttentionCase& c = report.cases.front();
+    c.peak_gflops = 1;
+    c.host["f16"] = {{1000, 1000, 1000, 5}, 1'000'000, 0, {4000, 1000, 1100}};
+    EXPECT_NE(
+        to_table(report, false).find("3 placements, the fastest counts; the slowest took 4.00 x (f16)."),
+        std::string::npos)
+        << to_table(report, false);
+    EXPECT_EQ(to_json(report)["cases"][0]["host_placements_us"]["f16"].dump(), "[4000.0,1000.0,1100.0]");
+    c.host["f16"].placements = {1000};
+    EXPECT_EQ(to_table(report, false).find("placements"), std::string::npos);
+}
+
+TEST(Machine, LastLevelCacheWithoutSysfs) {
+    const std::size_t listed = last_level_cache_bytes(), asked = last_level_cache_bytes("/nonexistent");
+    if (sysconf(_SC_LEVEL2_CACHE_SIZE) > 0) EXPECT_GT(asked, 0U);
+    if (listed != 0 && asked != 0) EXPECT_EQ(asked, listed);
+}
+
+// A small model runs from the CPU's caches: reading memory is no ceiling for it, and a share of it no share.
+TEST(Ceiling, WhatFitsACacheSaysSo) {
+    ModelReport report;
+    ModelCase c;
+    c.tokens_per_second = {128, 128, 128, 5};
+    c.tokens_per_second_ceiling = 100;
+    c.fits_cache = true;
+    report.cases = {c};
+    EXPECT_NE(to_table(report, false).find("fits a cache"), std::string::npos);
+    EXPECT_EQ(to_table(report, false).find("128 %"), std::string::npos);
+    EXPECT_EQ(to_json(report)["cases"][0]["fits_cache"], true);
+    report.cases[0].fits_cache = false;
+    report.cases[0].tokens_per_second = {50, 50, 50, 5};
+    EXPECT_NE(to_table(report, false).find("50 %"), std::string::npos);
 }
 
 TEST(Operations, OnlyWhatACausalMaskLeaves) {

@@ -356,6 +356,7 @@ const Refusal kRefusals[] = {
     {"UbatchTooLong", {"prompt", "-m", "no/such.gguf", "--n-ubatch", "4097"}, 2, "n-ubatch"},
     {"RoundsOfAPrompt", {"prompt", "-m", "no/such.gguf", "--rounds", "5"}, 2, "--rounds"},
     {"DepthOfAttention", {"attention", "--depth", "5"}, 2, "--depth"},
+    {"NoPlacement", {"attention", "--host-placements", "0"}, 2, "host-placements"},
 };
 
 class BenchRefusal : public testing::TestWithParam<Refusal> {};

@@ -17,7 +17,8 @@ namespace mixed_kv::tools {
 
 namespace {
 
-constexpr int kMaxThreads = 512;   // GGML_MAX_N_THREADS
+constexpr int kMaxThreads = 512;  // GGML_MAX_N_THREADS
+constexpr int kMaxPlacements = 16;
 constexpr int kMinRounds = 5;      // for a median and quartiles
 constexpr int kMaxPrompt = 4096;   // tokens of one sequence's ubatch
 constexpr int kMaxStep = 16384;    // tokens that all sequences decode together
@@ -50,7 +51,7 @@ struct Texts {
 
 CLI::Option* list(CLI::Option* option) { return option->delimiter(',')->expected(1, 64); }
 
-void add_common(CLI::App& app, Texts& texts) {
+void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
     list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))
         ->type_name("FMT")
         ->capture_default_str();
@@ -65,6 +66,10 @@ void add_common(CLI::App& app, Texts& texts) {
     list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
         ->type_name("TYPE")
         ->capture_default_str();
+    app.add_option("--host-placements", bench.host_placements,
+                   "How often the host's caches are created, in other memory each time; the fastest counts")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMaxPlacements));
     app.add_flag("--json", texts.json, "Print one JSON object");
     app.add_flag("--csv", texts.csv, "Print CSV");
     app.add_flag("--md", texts.markdown, "Print Markdown tables");
@@ -216,6 +221,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
 
     CLI::App* a = app.add_subcommand("attention", "Decode attention: few query rows over a long cache");
     attention.n_kv = {32768};
+    attention.host_placements = prefill.host_placements = 3;
     attention_texts.k = attention_texts.v = {"q4"};
     add_shape(*a, attention);
     list(a->add_option("--n-kv", attention.n_kv, "Cells per sequence"))
@@ -224,7 +230,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
     a->add_option("--hot", attention.n_hot, "Newest rows of every sequence that are still FP16")
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*a, attention_texts);
+    add_common(*a, attention, attention_texts);
     add_measuring(*a, attention);
 
     CLI::App* p = app.add_subcommand("prefill",
@@ -237,7 +243,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
     list(p->add_option("--depth", prefill.depths, "Cells before the ubatch"))
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*p, prefill_texts);
+    add_common(*p, prefill, prefill_texts);
     add_measuring(*p, prefill);
 
     CLI::App* m = app.add_subcommand(
@@ -260,7 +266,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
                 "Sequences share one stream of cells (-kvu), as in llama-server; else each has its own");
     m->add_option("--svg", model.svg, "Plot tokens per second against depth into this file")
         ->type_name("FILE");
-    add_common(*m, model_texts);
+    add_common(*m, model, model_texts);
     add_measuring(*m, model);
 
     CLI::App* w = app.add_subcommand(
@@ -283,7 +289,7 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
         ->check(CLI::Range(1, 1000));
     w->add_option("--svg", prompt.svg, "Plot tokens per second of every ubatch into this file")
         ->type_name("FILE");
-    add_common(*w, prompt_texts);
+    add_common(*w, prompt, prompt_texts);
 
     if (parse_command_line(app, argc, argv, {{"-npl", "--n-parallel"}, {"-kvu", "--kv-unified"}}))
         return std::nullopt;

@@ -18,6 +18,7 @@ struct BenchArguments {
     int n_threads = 1;
     std::string isa;  // resolved: the set that runs
     std::vector<std::string> host_types;
+    int host_placements = 2;  // how often the host's caches are created, elsewhere each time
     int n_rounds = 5;
     std::size_t rotation_mib = 1024;
     std::vector<std::string> k, v;  // formats of cold K and V; formats() makes cases of them

@@ -9,6 +9,12 @@
 
 namespace mixed_kv::tools {
 
+// Medians of a few ops over the host's caches in each of the memories they were tried in.
+using PlacementTimes = std::vector<double>;  // us
+
+// Index of the fastest; times: not empty.
+std::size_t fastest(const PlacementTimes& times);
+
 // What one run of the benchmark stands on, beside its cases.
 struct BenchMachine {
     std::string cpu, host_library, isa, read_pattern;
@@ -23,6 +29,7 @@ struct HostTime {
     Spread us;
     std::uint64_t kv_bytes = 0;
     double bandwidth_share = 0;
+    PlacementTimes placements = {};
 };
 
 struct AttentionCase {

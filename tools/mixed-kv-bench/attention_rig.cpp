@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 #include <ggml-alloc.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 
@@ -149,6 +151,13 @@ void AttentionRig::build() {
                                              : ggml_backend_get_default_buffer_type(runtime_.cpu());
     kv_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(kv_context_, home);
     check_memory(kv_buffer_, options_);
+    if (options_.huge_pages) {
+        auto begin = reinterpret_cast<std::uintptr_t>(ggml_backend_buffer_get_base(kv_buffer_));
+        const std::uintptr_t end = begin + ggml_backend_buffer_get_size(kv_buffer_), page = 4096;
+        begin = (begin + page - 1) / page * page;
+        // A wish: systems that have none go on without.
+        if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    }
 
     op_context_ = new_context(6 * n + 8, n);
     q_ = ggml_new_tensor_4d(op_context_, GGML_TYPE_F32, shape_.head_dim, shape_.n_head, shape_.n_q,

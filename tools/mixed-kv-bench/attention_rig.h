@@ -44,6 +44,7 @@ class AttentionRig {
         ggml_type type = GGML_TYPE_F16;
         std::string settings;            // the plugin's; empty: the host's own cache
         std::size_t rotation_bytes = 0;  // least size of all caches together
+        bool huge_pages = false;         // ask the system for them before K and V are first written
     };
     // Throws std::runtime_error when there is no memory, UsageError for settings that the plugin refuses.
     AttentionRig(HostRuntime& runtime, const AttentionShape& shape, const AttentionData& data,

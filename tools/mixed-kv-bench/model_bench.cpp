@@ -146,8 +146,11 @@ ModelCase run_case(const ModelPair& models, std::vector<Contestant>& contestants
         }
     }
     result.tokens_per_second = spread_of(contestants.front().rates);
-    for (std::size_t i = 1; i < contestants.size(); ++i)
-        result.host[contestants[i].name()] = spread_of(contestants[i].rates);
+    for (std::size_t i = 1; i < contestants.size(); ++i) {
+        const Spread rates = spread_of(contestants[i].rates);
+        Spread& best = result.host[contestants[i].name()];
+        if (rates.median > best.median) best = rates;
+    }
     return result;
 }
 
@@ -184,6 +187,8 @@ ModelReport run_model_bench(const BenchArguments& arguments) {
         if (arguments.n_prompt > 1) break;
         c.tokens_per_second_ceiling =
             c.n_parallel * machine.read_bandwidth / double(report.weight_bytes + c.kv_bytes);
+        c.fits_cache = report.weight_bytes + c.kv_bytes <= machine.last_level_cache_bytes ||
+                       c.tokens_per_second.median > c.tokens_per_second_ceiling;
     }
     return report;
 }

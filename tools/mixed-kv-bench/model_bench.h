@@ -18,6 +18,8 @@ struct ModelCase {
     // Generation: reading all weights and our K and V once per step. 0 for prompts, which are bound by
     // arithmetic.
     double tokens_per_second_ceiling = 0;
+    // Weights, K and V may come from the CPU's caches: reading memory is then no ceiling.
+    bool fits_cache = false;
     std::map<std::string, Spread> host;  // tokens per second by cache type
 
     double speedup(const std::string& type) const { return tokens_per_second.median / host.at(type).median; }

@@ -40,12 +40,12 @@ void ModelPair::check_memory(const BenchArguments& arguments, std::int64_t n_ctx
     const double row = 2.0 * llama_model_n_layer(model) * llama_model_n_head_kv(model) *
                        (double(llama_model_n_embd(model)) / n_head);
     // All in FP16.
-    const double n_contexts = 1.0 + double(arguments.host_types.size());
+    const double n_contexts = 1.0 + double(arguments.host_types.size()) * arguments.host_placements;
     const double needed = row * 2 * (n_contexts * double(n_ctx) + double(state_tokens));
     if (needed > double(available_memory_bytes())) {
         throw std::runtime_error(
             fmt::format("contexts of {} tokens need about {} MiB and {} are available; fewer tokens or "
-                        "sequences, or --host with fewer types, take less",
+                        "sequences, --host with fewer types, or --host-placements 1 take less",
                         n_ctx, std::uint64_t(needed) >> 20, available_memory_bytes() >> 20));
     }
 }
@@ -59,7 +59,8 @@ std::vector<ModelPair::NamedContext> ModelPair::open_contexts(ContextOptions opt
     contexts.push_back({"ours", std::make_unique<Context>(ours_.get(), options)});
     for (const std::string& type : arguments.host_types) {
         options.type_k = options.type_v = *cache_type_from_name(type);
-        contexts.push_back({type, std::make_unique<Context>(host_.get(), options)});
+        for (int i = 0; i < arguments.host_placements; ++i)
+            contexts.push_back({type, std::make_unique<Context>(host_.get(), options)});
     }
     return contexts;
 }

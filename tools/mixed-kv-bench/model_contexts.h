@@ -36,7 +36,8 @@ class ModelPair {
         std::string name;  // host type, or "ours"
         std::unique_ptr<Context> context;
     };
-    // Ours first, then one per host type, all on one thread pool. options: without types. Throws
+    // Ours first, then arguments.host_placements for each host type, all on one thread pool: where a host's
+    // cache happens to lie may decide how fast it is, and its fastest counts. options: without types. Throws
     // std::runtime_error when one of them fails.
     std::vector<NamedContext> open_contexts(ContextOptions options, const BenchArguments& arguments) const;
 

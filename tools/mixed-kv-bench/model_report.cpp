@@ -32,7 +32,10 @@ Json to_json(const ModelReport& report) {
         Json item = {{"depth", c.depth}, {"n_parallel", c.n_parallel}, {"k", c.k}, {"v", c.v}};
         add_spread(item, "tokens_per_second", c.tokens_per_second);
         item["kv_bytes"] = c.kv_bytes;
-        if (report.n_prompt == 1) item["tokens_per_second_ceiling"] = rounded(c.tokens_per_second_ceiling, 6);
+        if (report.n_prompt == 1) {
+            item["tokens_per_second_ceiling"] = rounded(c.tokens_per_second_ceiling, 6);
+            item["fits_cache"] = c.fits_cache;
+        }
         add_host(item, c);
         json["cases"].push_back(std::move(item));
     }
@@ -78,8 +81,9 @@ std::string to_table(const ModelReport& report, bool markdown) {
         row.insert(row.end(), {c.k, c.v, with_quartiles(c.tokens_per_second, "{:.2f}"),
                                fmt::format("{:.1f}", double(c.kv_bytes) * 1e-6)});
         if (generates) {
-            row.push_back(
-                fmt::format("{:.0f} %", 100 * c.tokens_per_second.median / c.tokens_per_second_ceiling));
+            row.push_back(c.fits_cache ? "fits a cache"
+                                       : fmt::format("{:.0f} %", 100 * c.tokens_per_second.median /
+                                                                     c.tokens_per_second_ceiling));
         }
         for (const std::string& type : types) row.push_back(fmt::format("{:.2f}", c.host.at(type).median));
         for (const std::string& type : types) row.push_back(fmt::format("{:.2f}", c.speedup(type)));

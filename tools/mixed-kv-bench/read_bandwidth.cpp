@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -115,17 +116,22 @@ constexpr Pattern kPatterns[] = {{1, 0},    {2, 0},    {4, 0},    {8, 0},    {1,
 
 }  // namespace
 
-std::size_t last_level_cache_bytes() {
+std::size_t last_level_cache_bytes(const std::string& folder) {
     std::size_t largest = 0;
     for (int index = 0; index < 8; ++index) {
-        std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu0/cache/index{}/size", index));
+        std::ifstream file(fmt::format("{}/index{}/size", folder, index));
         std::size_t size = 0;
         char unit = 0;
         if (!(file >> size)) continue;
         file >> unit;
         largest = std::max(largest, size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0));
     }
-    return largest;
+    if (largest != 0) return largest;
+    // Virtual machines and containers may hide the folder; glibc asks the CPU itself.
+    for (const int level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE}) {
+        if (const long size = sysconf(level); size > 0) return std::size_t(size);
+    }
+    return 0;
 }
 
 struct ReadBandwidth::Workers {

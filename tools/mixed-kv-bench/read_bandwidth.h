@@ -7,8 +7,9 @@
 
 namespace mixed_kv::tools {
 
-// Size of the largest cache that sysfs reports for CPU 0; 0 when it reports none.
-std::size_t last_level_cache_bytes();
+// Size of the largest cache that sysfs reports for CPU 0 or, where it reports none, of the last level that
+// glibc knows; 0 when neither does.
+std::size_t last_level_cache_bytes(const std::string& folder = "/sys/devices/system/cpu/cpu0/cache");
 
 // Measures how fast this machine reads memory: every thread streams through its own part of one buffer with
 // the widest vector loads of the CPU. The buffer lies in huge pages where the system grants them, so that
