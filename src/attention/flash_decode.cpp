@@ -22,6 +22,11 @@ using attention::Scratch;
 using attention::Sizes;
 using attention::Tile;
 
+// Few query rows take several pages in each step of the softmax: what is done once per row (the largest
+// score, the rescaled sums) and what waits for it is then shared by these pages. Scores of more rows would
+// leave L1, and more rows wait less.
+static constexpr int kGroupRows = 8;
+
 struct ThreadScratch::Impl {
     Buffer buffer;
     std::size_t bytes_per_thread = 0;
@@ -70,6 +75,7 @@ struct FlashDecode::Impl {
 void FlashDecode::Impl::set_sizes() {
     sizes.max_rows = plan.max_rows();
     sizes.block_rows = std::min(plan.max_rows(), set.max_rows);
+    sizes.group_pages = plan.max_rows() <= kGroupRows ? set.softmax_pages : 1;
     sizes.q_stride = round_up(args.head_dim_k, 16);
     sizes.o_stride = round_up(args.head_dim_v, 16);
     sizes.v_stride = round_up(std::max(args.head_dim_k, args.head_dim_v), 16);

@@ -27,17 +27,23 @@ void ItemRunner::run(const Item& item) noexcept {
 
 void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
     clear_state();
+    PageStep group[kernels::kMaxSoftmaxPages];
+    int n = 0;
     for (std::int64_t page = item.page_begin; page < item.page_end; ++page) {
         const MaskPages::Kind kind = plan_.kind(*tile_, page);
         if (kind == MaskPages::hidden) continue;
         const PageStep step{page, int(std::min<std::int64_t>(kPageTokens, args_.n_kv - page * kPageTokens)),
-                            &page_at(keys(), page), &page_at(values(), page)};
-        if (kind == MaskPages::mixed && args_.mask.data != nullptr && n_rows_ > kStepRows / 2) {
+                            &page_at(keys(), page), &page_at(values(), page), kind == MaskPages::mixed};
+        if (step.mixed && args_.mask.data != nullptr && n_rows_ > kStepRows / 2) {
             run_mixed_page(step, values_are);
-        } else {
-            run_page(step, kind == MaskPages::mixed, values_are);
+            continue;
         }
+        group[n++] = step;
+        if (n < sizes_.group_pages) continue;
+        run_group(group, n, values_are);
+        n = 0;
     }
+    run_group(group, n, values_are);
     if (rotated_used_) {
         for (int row = 0; row < n_rows_; ++row) {
             float* rotated = s_.o_rotated + row * sizes_.o_stride;
@@ -48,14 +54,34 @@ void ItemRunner::run_pages(const Item& item, Values values_are) noexcept {
     }
 }
 
-void ItemRunner::run_page(const PageStep& step, bool mixed, Values values_are) noexcept {
+// All scores of the group's pages, one step of the softmax, then their values.
+void ItemRunner::run_group(const PageStep* steps, int n, Values values_are) noexcept {
+    if (n == 0) return;
+    float* const first = s_.scores;
+    const std::ptrdiff_t stride = page_stride();
+    for (int i = 0; i < n; ++i) {
+        s_.scores = first + i * stride;
+        scores_of(steps[i]);
+    }
+    s_.scores = first;
+    softmax(n);
+    for (int i = 0; i < n; ++i) {
+        s_.scores = first + i * stride;
+        add_values_of(steps[i], values_are);
+    }
+    s_.scores = first;
+}
+
+void ItemRunner::scores_of(const PageStep& step) noexcept {
     if (step.k->state == PageState::empty) {
         std::fill_n(s_.scores, n_rows_ * kPageTokens, 0.0f);
     } else {
         stored_scores(step);
     }
-    if (mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step, mixed);
-    softmax();
+    if (step.mixed || step.n_tokens < kPageTokens || args_.logit_softcap != 0.0f) logits(step);
+}
+
+void ItemRunner::add_values_of(const PageStep& step, Values values_are) noexcept {
     if (step.v->state == PageState::empty) return;  // zero values add nothing
     if (values_are == Values::may_be_infinite) {
         visible_values(step);
@@ -76,14 +102,14 @@ void ItemRunner::run_mixed_page(PageStep step, Values values_are) noexcept {
         if (first >= 0) {
             take_rows(first, end - first);
             step.n_tokens = tokens;
-            run_page(step, true, values_are);
+            run_group(&step, 1, values_are);
         }
         first = -1;
         tokens = 0;
     };
     for (int query = 0; query < tile_->n_q; ++query) {
         if (query % queries_per_step == 0) finish_step();
-        const int seen = seen_tokens({step.page, n_tokens, step.k, step.v}, query);
+        const int seen = seen_tokens({step.page, n_tokens, step.k, step.v, step.mixed}, query);
         if (seen == 0) continue;
         if (first < 0) first = query;
         end = query + 1;
@@ -166,12 +192,12 @@ void ItemRunner::clear_state() noexcept {
     rotated_used_ = false;
 }
 
-void ItemRunner::logits(const PageStep& step, bool mixed) noexcept {
+void ItemRunner::logits(const PageStep& step) noexcept {
     int row = 0;
     for (int query = first_query_; query < first_query_ + n_queries_; ++query) {
         for (int head = 0; head < tile_->n_head; ++head, ++row) {
             const fp16_t* mask =
-                mixed ? args_.mask.row(tile_->stream, tile_->head0 + head, tile_->q0 + query) : nullptr;
+                step.mixed ? args_.mask.row(tile_->stream, tile_->head0 + head, tile_->q0 + query) : nullptr;
             set_.logits({s_.scores + row * kPageTokens, step.n_tokens,
                          mask == nullptr ? nullptr : mask + step.page * kPageTokens, s_.slope[row],
                          args_.logit_softcap});
@@ -179,8 +205,8 @@ void ItemRunner::logits(const PageStep& step, bool mixed) noexcept {
     }
 }
 
-void ItemRunner::softmax() noexcept {
-    set_.softmax({s_.scores, n_rows_, s_.m, s_.l, s_.rescale});
+void ItemRunner::softmax(int n_pages) noexcept {
+    set_.softmax({s_.scores, n_rows_, s_.m, s_.l, s_.rescale, n_pages, page_stride()});
     for (int row = 0; row < n_rows_; ++row) {
         if (s_.rescale[row] == 1.0f) continue;
         set_.scale(s_.o + row * sizes_.o_stride, args_.head_dim_v, s_.rescale[row]);

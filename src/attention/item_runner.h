@@ -29,22 +29,27 @@ class ItemRunner {
         int n_tokens;  // cells of the page below n_kv, up to the last one that one of the rows sees
         const Page* k;
         const Page* v;
+        bool mixed;  // some of the rows see some of the page
     };
     const PageTable& keys() const noexcept { return args_.k[tile_->stream]; }
     const PageTable& values() const noexcept { return args_.v_is_k ? keys() : args_.v[tile_->stream]; }
 
     enum class Values { any, may_be_infinite };
     void run_pages(const Item& item, Values values_are) noexcept;
-    void run_page(const PageStep& step, bool mixed, Values values_are) noexcept;
+    void run_group(const PageStep* steps, int n, Values values_are) noexcept;
+    void scores_of(const PageStep& step) noexcept;
+    void add_values_of(const PageStep& step, Values values_are) noexcept;
     void run_mixed_page(PageStep step, Values values_are) noexcept;
     int seen_tokens(const PageStep& step, int query) const noexcept;
     bool result_is_finite() const noexcept;
 
+    // Floats from one page's scores to those of the next page of the group.
+    std::ptrdiff_t page_stride() const noexcept { return std::ptrdiff_t(sizes_.max_rows) * kPageTokens; }
     void take_rows(int first_query, int n_queries) noexcept;
     void gather_q() noexcept;
     void clear_state() noexcept;
-    void logits(const PageStep& step, bool mixed) noexcept;
-    void softmax() noexcept;
+    void logits(const PageStep& step) noexcept;
+    void softmax(int n_pages) noexcept;
     float* value_sum(const Page& v) noexcept;  // o or o_rotated, whichever basis the page's values are in
 
     int rows_per_call(const Page& page) const noexcept;  // stored_pages.cpp

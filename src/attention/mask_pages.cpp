@@ -69,7 +69,10 @@ void MaskPages::classify(const MaskView& mask, int n_stream, std::int64_t n_q, s
 MaskPages::Kind MaskPages::kind(int stream, int head, std::int64_t query_tile,
                                 std::int64_t page) const noexcept {
     if (all_visible_) return (page + 1) * kPageTokens > n_kv_ ? mixed : visible;
-    const std::int64_t map = (std::int64_t(stream % mask_streams_) * n_head_ + head % n_head_) * n_tiles_;
+    // Asked for every page of every op, and mostly of masks that all streams and heads share: no division.
+    const int mask_stream = mask_streams_ == 1 ? 0 : stream % mask_streams_;
+    const int mask_head = n_head_ == 1 ? 0 : head % n_head_;
+    const std::int64_t map = (std::int64_t(mask_stream) * n_head_ + mask_head) * n_tiles_;
     return kinds_[static_cast<std::size_t>((map + query_tile) * n_pages_ + page)];
 }
 

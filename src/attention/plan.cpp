@@ -117,7 +117,7 @@ void Plan::set_kinds(const AttentionArgs& args, const MaskPages& mask_pages) {
         for (std::int64_t page = 0; page < n_pages_; ++page) {
             MaskPages::Kind kind = mask_pages.kind(tile.stream, tile.head0, mask_first, page);
             for (int head = 0; head < n_heads && kind != MaskPages::mixed; ++head) {
-                for (std::int64_t q = mask_first; q <= mask_last; ++q) {
+                for (std::int64_t q = head == 0 ? mask_first + 1 : mask_first; q <= mask_last; ++q) {
                     if (mask_pages.kind(tile.stream, tile.head0 + head, q, page) != kind)
                         kind = MaskPages::mixed;
                 }
@@ -191,6 +191,19 @@ void Plan::cut_pages(int n_threads) {
 
 void Plan::add_parts(std::int32_t tile_index, std::int64_t cost, int n_parts) {
     const Tile& tile = tiles_[std::size_t(tile_index)];
+    if (tile_index > 0) {
+        // Neighbours that share their kinds are cut alike: the heads of a long context.
+        const Tile& before = tiles_[std::size_t(tile_index - 1)];
+        if (before.kinds == tile.kinds && before.n_parts == n_parts) {
+            const std::size_t first = items_.size() - std::size_t(n_parts);
+            for (std::size_t i = first; i < first + std::size_t(n_parts); ++i) {
+                Item item = items_[i];
+                item.tile = tile_index;
+                items_.push_back(item);
+            }
+            return;
+        }
+    }
     const std::int64_t* costs = page_costs_.data() + tile.stream * n_pages_;
     std::int64_t page = 0, done = 0;
     for (int part = 0; part < n_parts; ++part) {

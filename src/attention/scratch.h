@@ -43,6 +43,7 @@ constexpr std::ptrdiff_t round_up(std::ptrdiff_t n, std::ptrdiff_t multiple) noe
 struct Sizes {
     int max_rows = 0;             // query rows of the largest tile
     int block_rows = 0;           // of these, what kernels take in one call
+    int group_pages = 1;          // pages whose scores are held at a time
     std::ptrdiff_t q_stride = 0;  // floats of a q row, head_dim_k padded to 16
     std::ptrdiff_t o_stride = 0;  // floats of an output row, head_dim_v padded to 16
     std::ptrdiff_t v_stride = 0;  // floats of a decoded row, the wider of K and V padded to 16
@@ -54,7 +55,7 @@ struct Sizes {
 struct Scratch {
     float* q;          // [max_rows][q_stride], kq_scale applied, padding 0
     float* q_turned;   // [max_rows][q_stride]: q for keys with a K-shift still to apply
-    float* scores;     // [max_rows][64]: scores, then logits, then p
+    float* scores;     // [group_pages][max_rows][64]: scores, then logits, then p
     float* overlay;    // [block_rows][64]: scores, later p, of overlay rows
     float* o;          // [max_rows][o_stride]: sum of p * v
     float* o_rotated;  // [max_rows][o_stride]: the same in the rotated basis of cold values
@@ -84,7 +85,7 @@ struct Scratch {
         const std::size_t rows = std::size_t(s.max_rows);
         floats(&Scratch::q, rows * std::size_t(s.q_stride));
         floats(&Scratch::q_turned, rows * std::size_t(s.q_stride));
-        floats(&Scratch::scores, rows * kPageTokens);
+        floats(&Scratch::scores, std::size_t(s.group_pages) * rows * kPageTokens);
         floats(&Scratch::overlay, std::size_t(s.block_rows) * kPageTokens);
         floats(&Scratch::o, rows * std::size_t(s.o_stride));
         floats(&Scratch::o_rotated, rows * std::size_t(s.o_stride));

@@ -90,15 +90,17 @@ struct LogitArgs {
     float softcap;  // 0: none (the caller has folded 1/cap into q otherwise: s arrives divided by cap)
 };
 
-// One step of the online softmax over a page for each row: with m' = max(m, max_t s[t]),
+// One step of the online softmax over one or several pages for each row: with m' = max(m, max_t s[t]),
 //   p[t] = exp(s[t] - m'), rescale = exp(m - m'), l = l * rescale + sum_t p[t], m = m'.
 // A row whose scores are all -inf keeps m and l, gets p = 0 and rescale = 1.
 struct SoftmaxArgs {
-    float* scores;  // [n_rows][64] in: logits, out: p
+    float* scores;  // [n_pages], page_stride floats apart, [n_rows][64] in: logits, out: p
     int n_rows;
-    float* m;        // [n_rows], -inf when nothing was seen
-    float* l;        // [n_rows]
-    float* rescale;  // [n_rows] out
+    float* m;         // [n_rows], -inf when nothing was seen
+    float* l;         // [n_rows]
+    float* rescale;   // [n_rows] out
+    int n_pages = 1;  // 1..KernelSet::softmax_pages
+    std::ptrdiff_t page_stride = 0;
 };
 
 struct FormatKernels {
@@ -135,6 +137,9 @@ struct KernelSet {
     void (*hadamard)(float* x, int n, int size) noexcept;
     void (*fp32_to_fp16)(const float* in, std::uint16_t* out, std::ptrdiff_t n) noexcept;
     void (*fp16_to_fp32)(const std::uint16_t* in, float* out, std::ptrdiff_t n) noexcept;
+    int softmax_pages = 1;  // most pages that softmax takes in one call
 };
+
+inline constexpr int kMaxSoftmaxPages = 4;
 
 }  // namespace mixed_kv::kernels

@@ -64,6 +64,11 @@ bool cpu_has_avx2() noexcept {
            has(cpuid(7, 0).ebx, bit_AVX2 | bit_BMI | bit_BMI2) && (enabled_state() & kYmmState) == kYmmState;
 }
 
+bool cpu_has_avxvnni() noexcept {
+    constexpr std::uint32_t kAvxVnni = 1u << 4;  // leaf 7.1, EAX
+    return cpu_has_avx2() && has(cpuid(7, 1).eax, kAvxVnni);
+}
+
 bool cpu_has_avx512() noexcept {
     const Registers leaf7 = cpuid(7, 0);
     return cpu_has_avx2() && has(leaf7.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) &&
@@ -84,6 +89,7 @@ bool cpu_has_amx() noexcept {
 #else
 
 bool cpu_has_avx2() noexcept { return false; }
+bool cpu_has_avxvnni() noexcept { return false; }
 bool cpu_has_avx512() noexcept { return false; }
 bool cpu_has_amx() noexcept { return false; }
 

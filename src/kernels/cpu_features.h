@@ -4,9 +4,10 @@
 // baseline, while the kernel tables that point at them are not.
 namespace mixed_kv::kernels {
 
-bool cpu_has_scalar() noexcept;  // always
-bool cpu_has_avx2() noexcept;    // AVX2, FMA, F16C, BMI1/2, and the OS keeps the YMM registers
-bool cpu_has_avx512() noexcept;  // AVX-512 F, BW, VL, DQ, VNNI, and the OS keeps the ZMM registers
+bool cpu_has_scalar() noexcept;   // always
+bool cpu_has_avx2() noexcept;     // AVX2, FMA, F16C, BMI1/2, and the OS keeps the YMM registers
+bool cpu_has_avxvnni() noexcept;  // those of the AVX2 set and AVX-VNNI
+bool cpu_has_avx512() noexcept;   // AVX-512 F, BW, VL, DQ, VNNI, and the OS keeps the ZMM registers
 
 // The AVX-512 set's features, AVX512-BF16, AMX tiles with int8 and bfloat16, and the OS keeps the tiles and
 // lets this process use them: Linux wants to be asked, which this does, and may refuse.

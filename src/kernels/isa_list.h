@@ -16,6 +16,11 @@ namespace avx512 {
 extern const KernelSet kKernelSet;
 }
 #endif
+#if defined(MIXED_KV_HAVE_AVXVNNI)
+namespace avxvnni {
+extern const KernelSet kKernelSet;
+}
+#endif
 #if defined(MIXED_KV_HAVE_AVX2)
 namespace avx2 {
 extern const KernelSet kKernelSet;
@@ -31,6 +36,9 @@ inline constexpr const KernelSet* kKernelSets[] = {
 #endif
 #if defined(MIXED_KV_HAVE_AVX512)
     &avx512::kKernelSet,
+#endif
+#if defined(MIXED_KV_HAVE_AVXVNNI)
+    &avxvnni::kKernelSet,
 #endif
 #if defined(MIXED_KV_HAVE_AVX2)
     &avx2::kKernelSet,

@@ -89,6 +89,7 @@ class ListedFlags {
         });
     }
     bool have_avx2() const { return have({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2"}); }
+    bool have_avxvnni() const { return have_avx2() && have({"avx_vnni"}); }
     bool have_avx512() const {
         return have_avx2() && have({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"});
     }
@@ -106,6 +107,7 @@ TEST(Dispatch, FeaturesAreThoseThatTheKernelLists) {
         GTEST_SKIP() << "/proc/cpuinfo lists no flags";
     }
     EXPECT_EQ(kernels::cpu_has_avx2(), listed.have_avx2());
+    EXPECT_EQ(kernels::cpu_has_avxvnni(), listed.have_avxvnni());
     EXPECT_EQ(kernels::cpu_has_avx512(), listed.have_avx512());
     // Tiles need the operating system's permission, which sandboxes refuse.
     const bool permitted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L) == 0;

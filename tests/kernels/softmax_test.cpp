@@ -65,6 +65,57 @@ TEST_P(Softmax, PagesFollowOneAnother) {
     }
 }
 
+// Several pages in one call: what one call after the other gives, up to rounding, with one shift for all.
+TEST_P(Softmax, PagesTogether) {
+    std::mt19937 rng(43);
+    std::normal_distribution<float> normal(0.0f, 3.0f);
+    for (int n_pages = 2; n_pages <= kernels().softmax_pages; ++n_pages) {
+        for (const int n_rows : {1, 2, 3, 4, 5, 8, 16, 17}) {
+            const std::ptrdiff_t stride = std::ptrdiff_t(n_rows + 1) * kPageTokens;
+            const Guarded<float> s(std::size_t((n_pages - 1) * stride + n_rows * kPageTokens));
+            const Guarded<float> m(n_rows), l(n_rows), rescale(n_rows);
+            for (float& x : s.span()) x = (rng() & 7) == 0 ? kMasked : normal(rng);
+            const auto row = [&](int page, int r) { return s.data() + page * stride + r * kPageTokens; };
+            for (int r = 0; r < n_rows; ++r) {
+                m[r] = r % 2 == 0 ? 1.0f : kMasked;
+                l[r] = r % 2 == 0 ? 2.5f : 0.0f;
+                // Row 1 sees nothing at all, row 2 nothing of the first page.
+                for (int page = 0; page < n_pages; ++page) {
+                    if (r == 1 || (r == 2 && page == 0)) std::fill_n(row(page, r), kPageTokens, kMasked);
+                }
+            }
+            const std::vector<float> in(s.span().begin(), s.span().end());
+            const std::vector<float> m_in(m.data(), m.data() + n_rows), l_in(l.data(), l.data() + n_rows);
+            kernels().softmax({s.data(), n_rows, m.data(), l.data(), rescale.data(), n_pages, stride});
+            for (int r = 0; r < n_rows; ++r) {
+                SCOPED_TRACE("pages " + std::to_string(n_pages) + " row " + std::to_string(r) + " of " +
+                             std::to_string(n_rows));
+                double largest = m_in[r];
+                const auto logit = [&](int page, int t) { return in[page * stride + r * kPageTokens + t]; };
+                for (int page = 0; page < n_pages; ++page)
+                    for (int t = 0; t < kPageTokens; ++t) largest = std::max<double>(largest, logit(page, t));
+                double sum = l_in[r] * (m_in[r] == kMasked ? 0.0 : std::exp(m_in[r] - largest));
+                for (int page = 0; page < n_pages; ++page) {
+                    for (int t = 0; t < kPageTokens; ++t) {
+                        const double p = logit(page, t) == kMasked ? 0 : std::exp(logit(page, t) - largest);
+                        ASSERT_NEAR(row(page, r)[t], p, 2e-6 * p + 2e-38) << page << " " << t;
+                        sum += p;
+                    }
+                }
+                ASSERT_EQ(m[r], float(largest));
+                ASSERT_NEAR(l[r], sum, 3e-6 * sum);
+                const double want = r == 1 ? 1.0 : std::exp(m_in[r] - largest);
+                ASSERT_NEAR(rescale[r], want, 1e-6 * want + 2e-38);
+            }
+            // Nothing between the pages' rows was touched.
+            for (int page = 0; page + 1 < n_pages; ++page) {
+                for (int t = 0; t < kPageTokens; ++t)
+                    ASSERT_EQ(row(page, n_rows)[t], in[page * stride + n_rows * kPageTokens + t]);
+            }
+        }
+    }
+}
+
 TEST_P(Softmax, ExponentialIsAccurateOverItsRange) {
     Guarded<float> s(kPageTokens), m(1), l(1), rescale(1);
     double worst = 0;

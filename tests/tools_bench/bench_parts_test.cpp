@@ -58,12 +58,14 @@ TEST(Peak, UnitsOfACase) {
     shape.n_hot = 256;  // the only query sees all rows
     EXPECT_EQ(units_used("avx512", shape, "q4", "q4"),
               (Units{{"fma f32 avx512", 0.25}, {"2 x vpdpbusd int8 avx512", 0.75}}));
+    EXPECT_EQ(units_used("avxvnni", shape, "q4", "q4"),
+              (Units{{"fma f32 avx2", 0.25}, {"vpdpwssd int16 avxvnni", 0.75}}));
     EXPECT_EQ(units_used("scalar", shape, "q4", "q4"), (Units{{"scalar f32", 1}}));
-    // AMX: cold pages from 9 query rows on, FP16 pages from 16.
+    // AMX: cold pages from 9 query rows on, FP16 pages from 28.
     shape.n_q = 3;
     EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("2 x tdpbssd int8 amx"), 1U);
     EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("fma f32 avx512"), 1U);
-    shape.n_q = 4;
+    shape.n_q = 8;
     EXPECT_EQ(units_used("amx", shape, "q4", "q4").count("3 x tdpbf16ps amx"), 1U);
     // A prompt from an empty cache is hot as a whole; behind as many cold rows a third is: each query sees
     // all cold rows, and half of its own ubatch.

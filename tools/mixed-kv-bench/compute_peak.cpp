@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <stdexcept>
+#include <string_view>
 #include <thread>
 
 #include "mixed_kv/isa.h"
@@ -58,6 +59,12 @@ void burn_scalar(std::int64_t n) {
 MIXED_KV_DEFINE_BURN(burn_fma, "avx2,fma", __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, y, s))
 MIXED_KV_DEFINE_BURN(burn_madd, "avx2", __m256i, _mm256_setzero_si256(),
                      _mm256_add_epi32(s, _mm256_madd_epi16(x, y)))
+// As assembly: the intrinsic needs an option of the compiler.
+inline __attribute__((always_inline, target("avx2"))) __m256i dot_pairs(__m256i s, __m256i x, __m256i y) {
+    asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(s) : "x"(x), "x"(y));
+    return s;
+}
+MIXED_KV_DEFINE_BURN(burn_vnni256, "avx2", __m256i, _mm256_setzero_si256(), dot_pairs(s, x, y))
 MIXED_KV_DEFINE_BURN(burn_fma512, "avx512f", __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, y, s))
 MIXED_KV_DEFINE_BURN(burn_vnni512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(),
                      _mm512_dpbusd_epi32(s, x, y))
@@ -85,10 +92,11 @@ MIXED_KV_DEFINE_TILE_BURN(burn_tiles_bf16, MIXED_KV_BF16)
 #undef MIXED_KV_DEFINE_TILE_BURN
 
 // Asking also gets the operating system's permission to use tiles.
-bool has_amx() {
+bool has(std::string_view isa) {
     const auto isas = supported_isas();
-    return std::find(isas.begin(), isas.end(), "amx") != isas.end();
+    return std::find(isas.begin(), isas.end(), isa) != isas.end();
 }
+bool has_amx() { return has("amx"); }
 #endif
 
 const Unit kUnits[] = {
@@ -96,6 +104,7 @@ const Unit kUnits[] = {
 #if defined(__x86_64__)
     {"fma f32 avx2", burn_fma, [] { return bool(__builtin_cpu_supports("fma")); }, 16},
     {"vpmaddwd int16 avx2", burn_madd, [] { return bool(__builtin_cpu_supports("avx2")); }, 32},
+    {"vpdpwssd int16 avxvnni", burn_vnni256, [] { return has("avxvnni"); }, 32},
     {"fma f32 avx512", burn_fma512, [] { return bool(__builtin_cpu_supports("avx512f")); }, 32},
     {"2 x tdpbssd int8 amx", burn_tiles_int8, has_amx, 2 * 16 * 16 * 64 / 2.0},
     {"3 x tdpbf16ps amx", burn_tiles_bf16, has_amx, 2 * 16 * 16 * 32 / 3.0},
@@ -118,9 +127,10 @@ double seconds(Burn burn, std::int64_t n, int n_threads) {
 std::string unit_used(const std::string& isa, const std::string& format, std::int64_t n_rows) {
     const bool f16 = format == "f16";
     // Fewer rows are not worth their tiles (kernels/amx).
-    if (isa == "amx" && n_rows >= (f16 ? 16 : 9)) return f16 ? "3 x tdpbf16ps amx" : "2 x tdpbssd int8 amx";
+    if (isa == "amx" && n_rows >= (f16 ? 28 : 9)) return f16 ? "3 x tdpbf16ps amx" : "2 x tdpbssd int8 amx";
     if (isa == "amx" || isa == "avx512") return f16 ? "fma f32 avx512" : "2 x vpdpbusd int8 avx512";
-    if (isa == "avx2") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
+    if (isa == "avxvnni" && !f16) return "vpdpwssd int16 avxvnni";
+    if (isa == "avx2" || isa == "avxvnni") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
     return "scalar f32";
 }
 

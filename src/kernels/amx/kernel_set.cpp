@@ -56,6 +56,7 @@ const KernelSet kKernelSet = {
     .hadamard = avx2::hadamard,
     .fp32_to_fp16 = avx2::fp32_to_fp16,
     .fp16_to_fp32 = avx2::fp16_to_fp32,
+    .softmax_pages = kMaxSoftmaxPages,
 };
 
 }  // namespace mixed_kv::kernels::amx

@@ -5,9 +5,9 @@
 #include "kernels/contract.h"
 
 // Cold pages and many query rows: the codes of a page are unpacked once per call and multiplied as a matrix
-// (cold_blocks.cpp) with the integers that the kernels for few rows use, so that results are the same bit for
-// bit. What depends on the format is how a page is unpacked: templates here, called from cold_keys.cpp and
-// cold_values.cpp.
+// (cold_block_rows.h) with the integers that the kernels for few rows use, so that results are the same bit
+// for bit. What depends on the format is how a page is unpacked: templates here, called from cold_keys.h and
+// cold_values.h.
 namespace mixed_kv::kernels::avx2 {
 
 // From here on unpacking a page once costs less than unpacking it for every few rows.
@@ -24,11 +24,7 @@ struct UnpackedPage {
 };
 
 UnpackedPage place_unpacked(std::byte* scratch, int n_columns, int n_summed) noexcept;
-std::size_t unpacked_bytes(int head_dim) noexcept;
-
-// limit and noise: formats::q16_limit() and score_noise() of the page.
-void qk_blocks(const QkArgs& args, const UnpackedPage& page, int limit, float noise) noexcept;
-void pv_blocks(const PvArgs& args, const UnpackedPage& page, int limit) noexcept;
+inline constexpr int kRowsAtOnce = 6;  // of a block of query rows
 
 namespace {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "formats/block_layout.h"
-#include "kernels/avx2/simd.h"
+#include "kernels/avx2/products.h"
 #include "kernels/contract.h"
 
 // Folds a block's scales and zero points into query (or probability) rows: the 16-bit integers that vpmaddwd
@@ -215,14 +215,6 @@ inline unsigned heavy_rows(const PvArgs& a, const float* weight, int r0) noexcep
         if (horizontal_max(largest) > allowed) rows |= 1u << r;
     }
     return rows;
-}
-
-// Eight sums. sum + codes * q, two products per lane. The empty asm holds the sum in a register: GCC 12
-// would regroup the additions and keep more sums than there are registers.
-inline __m256i add_products(__m256i sum, __m256i codes, __m256i q) noexcept {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(codes, q));
-    asm("" : "+x"(sum));
-    return sum;
 }
 
 inline __m256i broadcast_pair(const std::int16_t* two) noexcept {

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "kernels/avx2/products.h"
 #include "kernels/avx2/registers.h"
-#include "kernels/avx2/simd.h"
 
 namespace mixed_kv::kernels::avx2 {
 
@@ -23,12 +23,7 @@ inline __m256i broadcast_element(const IntPair* p) noexcept {
     return _mm256_set1_epi32(bits);
 }
 inline void add_product(__m256& sum, __m256 a, __m256 b) noexcept { sum = _mm256_fmadd_ps(a, b, sum); }
-// The addition is asm: GCC 12 would regroup additions and keep more sums than there are registers, or, the
-// sum merely held by an empty asm, copy each sum once per addition, a third of all instructions.
-inline void add_product(__m256i& sum, __m256i a, __m256i b) noexcept {
-    const __m256i product = _mm256_madd_epi16(a, b);
-    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
-}
+inline void add_product(__m256i& sum, __m256i a, __m256i b) noexcept { add_products_in_place(sum, a, b); }
 inline __m256 no_sum(const float*) noexcept { return _mm256_setzero_ps(); }
 inline __m256i no_sum(const IntPair*) noexcept { return _mm256_setzero_si256(); }
 

@@ -73,12 +73,14 @@ void softmax_rows(const SoftmaxArgs& a, int r, int n_rows) noexcept {
     for (int row = 0; row < n_rows; ++row) {
         const float* s = scores + std::ptrdiff_t(row) * kPage;
         __m256 top[2] = {masked, masked}, seen[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        unroll<kPage / 8>([&](auto i) {
-            constexpr int j = decltype(i)::value % 2;
-            const __m256 x = _mm256_loadu_ps(s + 8 * i.value);
-            top[j] = _mm256_max_ps(x, top[j]);  // skips NaN
-            seen[j] = _mm256_or_ps(seen[j], _mm256_cmp_ps(x, masked, _CMP_NEQ_UQ));
-        });
+        for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+            unroll<kPage / 8>([&](auto i) {
+                constexpr int j = decltype(i)::value % 2;
+                const __m256 x = _mm256_loadu_ps(s + 8 * i.value);
+                top[j] = _mm256_max_ps(x, top[j]);  // skips NaN
+                seen[j] = _mm256_or_ps(seen[j], _mm256_cmp_ps(x, masked, _CMP_NEQ_UQ));
+            });
+        }
         largest[row] = _mm256_max_ps(top[0], top[1]);
         row_seen[row] = _mm256_movemask_ps(_mm256_or_ps(seen[0], seen[1])) != 0 ? -1 : 0;
     }
@@ -97,18 +99,20 @@ void softmax_rows(const SoftmaxArgs& a, int r, int n_rows) noexcept {
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int row = 0; row < n_rows; ++row) {
         const __m256 top = _mm256_broadcast_ss(shift + row);
-        float* s = scores + std::ptrdiff_t(row) * kPage;
-        float* const end = s + kPage;
         __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
-        while (s < end) {
-            const __m256 p0 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s), top));
-            const __m256 p1 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + 8), top));
-            _mm256_storeu_ps(s, p0);
-            _mm256_storeu_ps(s + 8, p1);
-            sum0 = _mm256_add_ps(sum0, p0);
-            sum1 = _mm256_add_ps(sum1, p1);
-            s += 16;
-            asm("" : "+r"(s));  // four rounds, as the compiler cannot see: it would unroll them
+        for (int page = 0; page < a.n_pages; ++page) {
+            float* s = scores + page * a.page_stride + std::ptrdiff_t(row) * kPage;
+            float* const end = s + kPage;
+            while (s < end) {
+                const __m256 p0 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s), top));
+                const __m256 p1 = exp_ps(_mm256_sub_ps(_mm256_loadu_ps(s + 8), top));
+                _mm256_storeu_ps(s, p0);
+                _mm256_storeu_ps(s + 8, p1);
+                sum0 = _mm256_add_ps(sum0, p0);
+                sum1 = _mm256_add_ps(sum1, p1);
+                s += 16;
+                asm("" : "+r"(s));  // four rounds, as the compiler cannot see: it would unroll them
+            }
         }
         sum[row] = _mm256_add_ps(sum0, sum1);
     }

@@ -50,30 +50,40 @@ inline __m512 tanh_ps(__m512 x) noexcept {
     return _mm512_or_ps(sign, _mm512_mask_mov_ps(large, is_small, small));
 }
 
-// The largest of a row's 64 scores, in whatever lane; skips NaN.
-inline __m512 row_max(const float* s) noexcept {
-    const __m512 a = _mm512_max_ps(_mm512_loadu_ps(s), _mm512_set1_ps(kMasked));
-    const __m512 b = _mm512_max_ps(_mm512_loadu_ps(s + 16), a);
-    const __m512 c = _mm512_max_ps(_mm512_loadu_ps(s + 32), _mm512_set1_ps(kMasked));
-    return _mm512_max_ps(_mm512_max_ps(_mm512_loadu_ps(s + 48), c), b);
+// The largest of a row's scores, in whatever lane; skips NaN. s: the row in the first page.
+inline __m512 row_max(const SoftmaxArgs& a, const float* s) noexcept {
+    __m512 even = _mm512_set1_ps(kMasked), odd = even;
+    for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+        even = _mm512_max_ps(_mm512_loadu_ps(s), even);
+        odd = _mm512_max_ps(_mm512_loadu_ps(s + 16), odd);
+        even = _mm512_max_ps(_mm512_loadu_ps(s + 32), even);
+        odd = _mm512_max_ps(_mm512_loadu_ps(s + 48), odd);
+    }
+    return _mm512_max_ps(even, odd);
 }
 
 // scores -> exp(scores - shift); returns their sums.
-inline __m512 row_exp(float* s, float shift) noexcept {
+inline __m512 row_exp(const SoftmaxArgs& a, float* s, float shift) noexcept {
     const __m512 top = _mm512_set1_ps(shift);
-    __m512 p[4];
-    unroll<4>([&](auto i) {
-        p[i.value] = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(s + i.value * 16), top));
-        _mm512_storeu_ps(s + i.value * 16, p[i.value]);
-    });
-    return _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+    __m512 sum = _mm512_setzero_ps();
+    for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+        __m512 p[4];
+        unroll<4>([&](auto i) {
+            p[i.value] = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(s + i.value * 16), top));
+            _mm512_storeu_ps(s + i.value * 16, p[i.value]);
+        });
+        sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3])));
+    }
+    return sum;
 }
 
 // A row whose largest score is -inf: all are masked, or some are NaN.
-bool all_masked(const float* s) noexcept {
+bool all_masked(const SoftmaxArgs& a, const float* s) noexcept {
     unsigned seen = 0;
-    for (int i = 0; i < kPage; i += 16) {
-        seen |= _mm512_cmp_ps_mask(_mm512_loadu_ps(s + i), _mm512_set1_ps(kMasked), _CMP_NEQ_UQ);
+    for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+        for (int i = 0; i < kPage; i += 16) {
+            seen |= _mm512_cmp_ps_mask(_mm512_loadu_ps(s + i), _mm512_set1_ps(kMasked), _CMP_NEQ_UQ);
+        }
     }
     return seen == 0;
 }
@@ -84,7 +94,7 @@ template <int kRows>
 inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     float* scores = a.scores + std::ptrdiff_t(r) * kPage;
     __m512 of_row[kRows];
-    unroll<kRows>([&](auto i) { of_row[i.value] = row_max(scores + i.value * kPage); });
+    unroll<kRows>([&](auto i) { of_row[i.value] = row_max(a, scores + i.value * kPage); });
     const __m128 masked = _mm_set1_ps(kMasked);
     const __m128 page_max = reduce_rows<kRows>(of_row, Max{});
     const __m128i lanes = _mm256_castsi256_si128(avx2::lane_mask(kRows));
@@ -94,7 +104,7 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     __m128 unseen = _mm_setzero_ps();
     if (_mm_movemask_ps(_mm_cmpeq_ps(page_max, masked)) != 0) {
         alignas(16) std::int32_t row_unseen[4] = {};
-        for (int i = 0; i < kRows; ++i) row_unseen[i] = all_masked(scores + i * kPage) ? -1 : 0;
+        for (int i = 0; i < kRows; ++i) row_unseen[i] = all_masked(a, scores + i * kPage) ? -1 : 0;
         unseen = _mm_castsi128_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(row_unseen)));
     }
     const __m128 m = _mm_max_ps(m_before, page_max);
@@ -103,7 +113,7 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     alignas(16) float shift[4];
     _mm_store_ps(shift, _mm_andnot_ps(unseen, m));
 
-    unroll<kRows>([&](auto i) { of_row[i.value] = row_exp(scores + i.value * kPage, shift[i.value]); });
+    unroll<kRows>([&](auto i) { of_row[i.value] = row_exp(a, scores + i.value * kPage, shift[i.value]); });
     const __m128 l =
         _mm_fmadd_ps(_mm_maskload_ps(a.l + r, lanes), rescale, reduce_rows<kRows>(of_row, Add{}));
     _mm_maskstore_ps(a.m + r, lanes, m);
@@ -116,14 +126,14 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
 bool softmax_16(const SoftmaxArgs& a, int r0) noexcept {
     float* s = a.scores + std::ptrdiff_t(r0) * kPage;
     __m512 of_row[16];
-    for (int r = 0; r < 16; ++r) of_row[r] = row_max(s + r * kPage);
+    for (int r = 0; r < 16; ++r) of_row[r] = row_max(a, s + r * kPage);
     const __m512 page_max = max_each(of_row), before = _mm512_loadu_ps(a.m + r0);
     if (_mm512_cmp_ps_mask(page_max, _mm512_set1_ps(kMasked), _CMP_EQ_OQ) != 0) return false;
     const __m512 m = _mm512_max_ps(page_max, before);
     const __m512 rescale = exp_ps(_mm512_sub_ps(before, m));
     _mm512_storeu_ps(a.m + r0, m);
     _mm512_storeu_ps(a.rescale + r0, rescale);
-    for (int r = 0; r < 16; ++r) of_row[r] = row_exp(s + r * kPage, a.m[r0 + r]);
+    for (int r = 0; r < 16; ++r) of_row[r] = row_exp(a, s + r * kPage, a.m[r0 + r]);
     const __m512 l = _mm512_mul_ps(_mm512_loadu_ps(a.l + r0), rescale);
     _mm512_storeu_ps(a.l + r0, _mm512_add_ps(l, sum_each(of_row)));
     return true;

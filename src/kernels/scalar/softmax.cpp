@@ -25,25 +25,28 @@ void logits(const LogitArgs& a) noexcept {
 void softmax(const SoftmaxArgs& a) noexcept {
     constexpr float kMasked = -std::numeric_limits<float>::infinity();
     for (int r = 0; r < a.n_rows; ++r) {
-        float* s = a.scores + r * kPage;
+        const auto for_each_score = [&](auto&& f) {
+            for (int page = 0; page < a.n_pages; ++page) {
+                float* s = a.scores + page * a.page_stride + std::ptrdiff_t(r) * kPage;
+                for (int t = 0; t < kPage; ++t) f(s[t]);
+            }
+        };
         bool all_masked = true;
         float largest = a.m[r];
-        for (int t = 0; t < kPage; ++t) {
-            all_masked = all_masked && s[t] == kMasked;
-            largest = s[t] > largest ? s[t] : largest;
-        }
+        for_each_score([&](float s) {
+            all_masked = all_masked && s == kMasked;
+            largest = s > largest ? s : largest;
+        });
         if (all_masked) {
-            for (int t = 0; t < kPage; ++t) {
-                s[t] = 0.0f;
-            }
+            for_each_score([](float& s) { s = 0.0f; });
             a.rescale[r] = 1.0f;
             continue;
         }
         float sum = 0.0f;
-        for (int t = 0; t < kPage; ++t) {
-            s[t] = std::exp(s[t] - largest);
-            sum += s[t];
-        }
+        for_each_score([&](float& s) {
+            s = std::exp(s - largest);
+            sum += s;
+        });
         a.rescale[r] = std::exp(a.m[r] - largest);
         a.l[r] = a.l[r] * a.rescale[r] + sum;
         a.m[r] = largest;
