@@ -133,8 +133,12 @@ TEST(Placements, TheReportSaysWhatWasTried) {
 
 TEST(Machine, LastLevelCacheWithoutSysfs) {
     const std::size_t listed = last_level_cache_bytes(), asked = last_level_cache_bytes("/nonexistent");
-    if (sysconf(_SC_LEVEL2_CACHE_SIZE) > 0) EXPECT_GT(asked, 0U);
-    if (listed != 0 && asked != 0) EXPECT_EQ(asked, listed);
+    if (sysconf(_SC_LEVEL2_CACHE_SIZE) > 0) {
+        EXPECT_GT(asked, 0U);
+    }
+    if (listed != 0 && asked != 0) {
+        EXPECT_EQ(asked, listed);
+    }
 }
 
 // A small model runs from the CPU's caches: reading memory is no ceiling for it, and a share of it no share.
