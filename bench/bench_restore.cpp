@@ -1,5 +1,5 @@
-// A restored state: FP16 rows written into a tensor as a host writes them, in one piece, beside the encode kernels
-// alone on the same rows and threads. Counters: bytes of FP16 per second.
+// A restored state: FP16 rows written into a tensor as a host writes them, in one piece, beside the encode
+// kernels alone on the same rows and threads. Counters: bytes of FP16 per second.
 //
 //   bench-restore --benchmark_min_time=1
 #include <benchmark/benchmark.h>
@@ -58,8 +58,9 @@ const std::vector<fp16_t>& rows() {
 void restore(benchmark::State& state, const char* format, KvRole role, bool aligned) {
     PageArena arena;
     WindowTracker tracker({kCells + 64, 1, 64, 4});
-    KvTensor::Config config{role, kCells + 64, 1, kShape.row_elements(), find_cold_format(format),
-                            &kernel_set(""), &arena, &tracker};
+    KvTensor::Config config{
+        role,   kCells + 64, 1, kShape.row_elements(), find_cold_format(format), &kernel_set(""),
+        &arena, &tracker};
     const auto n_threads = std::size_t(state.range(0));
     config.parallel = [n_threads](std::size_t n, const std::function<void(std::size_t)>& job) {
         on_threads(n_threads, n, job);
@@ -106,11 +107,14 @@ int main(int argc, char** argv) {
     for (const char* format : {"q8", "q4", "q3", "q2"}) {
         for (const KvRole role : {KvRole::key, KvRole::value}) {
             const std::string name = std::string(format) + (role == KvRole::key ? "/K" : "/V");
-            benchmark::RegisterBenchmark(("encode/" + name).c_str(), encode, format, role)->Arg(n)->UseRealTime();
+            benchmark::RegisterBenchmark(("encode/" + name).c_str(), encode, format, role)
+                ->Arg(n)
+                ->UseRealTime();
             benchmark::RegisterBenchmark(("restore/" + name).c_str(), restore, format, role, true)
                 ->Arg(n)
                 ->UseRealTime();
-            benchmark::RegisterBenchmark(("restore-between-pages/" + name).c_str(), restore, format, role, false)
+            benchmark::RegisterBenchmark(("restore-between-pages/" + name).c_str(), restore, format, role,
+                                         false)
                 ->Arg(n)
                 ->UseRealTime();
         }
