@@ -129,6 +129,24 @@ bool uses_placeholder_cache(const ggml_tensor* op) {
     return false;
 }
 
+constexpr const char* kFlashAttentionOff = "flash attention is off (turn it on: -fa on)";
+constexpr const char* kFlashAttentionExcluded =
+    "the model's attention adds a bias to its scores, which excludes flash attention";
+
+// A product with keys although flash attention is on, in which case llama.cpp writes V as rows. Where it is
+// off, V has been written transposed, earlier in the same graph.
+bool keeps_values_in_rows(const ggml_tensor* op) {
+    for (const ggml_tensor* src : op->src) {
+        const KvEntry* key = src == nullptr ? nullptr : KvBuffer::entry_of(src);
+        if (key == nullptr || key->role != KvRole::key) continue;
+        for (const auto& value : KvBuffer::buffer_of(src)->entries()) {
+            if (value->role != KvRole::value || value->layer != key->layer) continue;
+            return value->expected_pin != kFlashAttentionOff && value->reason != kFlashAttentionOff;
+        }
+    }
+    return false;
+}
+
 // Contexts may share a cache, and tools may be looking at it.
 void learn(const ggml_tensor* op, OpKind kind) {
     if (kind == OpKind::attention) {
@@ -220,7 +238,11 @@ bool supports(const ggml_tensor* op) {
 
 std::string pin_reason(const ggml_tensor* op) {
     const bool transposed_v = op->op == GGML_OP_SET_ROWS && op->ne[0] == 1;
-    if (op->op == GGML_OP_MUL_MAT || transposed_v) return "flash attention is off (turn it on: -fa on)";
+    if (transposed_v) return kFlashAttentionOff;
+    if (op->op == GGML_OP_MUL_MAT)
+        return keeps_values_in_rows(op) ? kFlashAttentionExcluded : kFlashAttentionOff;
+    // Values that are in rows, turned for a product.
+    if (op->op == GGML_OP_CONT && op->src[0]->nb[0] > op->src[0]->nb[1]) return kFlashAttentionExcluded;
     if (op->op == GGML_OP_FLASH_ATTN_EXT) return "this attention has a shape or type that has no mixed form";
     return std::string("the model uses the cache in an op that has no mixed form (") + ggml_op_name(op->op) +
            ")";

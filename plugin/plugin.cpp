@@ -1,13 +1,8 @@
 // Entry point: what the host's loader finds, and the check that this plugin fits this host.
-#include <algorithm>
-#include <cctype>
 #include <cstdio>
 #include <cstring>
-#include <iterator>
-#include <map>
 #include <mutex>
 #include <optional>
-#include <sstream>
 #include <string>
 
 #include "api.h"
@@ -18,6 +13,7 @@
 #include "log.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/isa.h"
+#include "mixed_kv/setting_table.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -97,42 +93,16 @@ Settings settings() {
 }
 
 void configure(const std::string& text) {
-    // Each "name=value" stands for the environment variable GGML_MIXED_KV_NAME.
-    std::map<std::string, std::string> variables;
-    const kernels::KernelSet* kernels = nullptr;
-    std::istringstream items(text);
-    std::string name;
-    for (std::string item; std::getline(items, item, ',');) {
-        // A list of layers has commas of its own; what follows one begins with a layer's number.
-        if (name == "LAYERS" && !item.empty() && (item[0] == '-' || std::isdigit((unsigned char)item[0]))) {
-            variables["GGML_MIXED_KV_LAYERS"] += ',' + item;
-            continue;
-        }
-        const auto equals = item.find('=');
-        name = item.substr(0, equals);
-        std::transform(name.begin(), name.end(), name.begin(),
-                       [](unsigned char c) { return char(std::toupper(c)); });
-        if (name == "ISA" && equals != std::string::npos) {
-            kernels = &kernel_set(item.substr(equals + 1));
-            continue;
-        }
-        const char* const known[] = {"PRESET", "WINDOW", "SINKS",       "K",       "V",
-                                     "LAYERS", "BITS",   "CALIBRATION", "LIMIT_MB"};
-        if (equals == std::string::npos ||
-            std::find(std::begin(known), std::end(known), name) == std::end(known)) {
-            throw Error("'" + item +
-                        "' is not a cache setting: preset=NAME, window=N, sinks=N, k=FORMAT, v=FORMAT, "
-                        "layers=RULES, bits=NUMBER, calibration=FILE, limit_mb=N and isa=NAME are");
-        }
-        variables[name == "PRESET" ? "GGML_MIXED_KV" : "GGML_MIXED_KV_" + name] = item.substr(equals + 1);
-    }
     std::optional<Settings> parsed;
+    const kernels::KernelSet* kernels = nullptr;
     if (!text.empty()) {
-        parsed = Settings::from_environment([&](const char* variable) -> std::optional<std::string> {
-            const auto found = variables.find(variable);
-            if (found == variables.end()) return std::nullopt;
-            return found->second;
-        });
+        const auto given = settings_of_text(text);
+        const auto get = [&given](const char* variable) -> std::optional<std::string> {
+            const auto found = given.find(variable);
+            return found == given.end() ? std::nullopt : std::optional(found->second);
+        };
+        parsed = Settings::from_environment(get);
+        if (const auto isa = get("MIXED_KV_ISA")) kernels = &kernel_set(*isa);
     }
     std::lock_guard<std::mutex> lock(override_mutex());
     override_settings = parsed;

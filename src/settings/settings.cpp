@@ -1,12 +1,12 @@
 #include "mixed_kv/settings.h"
 
-#include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <string>
 
 #include "mixed_kv/error.h"
+#include "mixed_kv/setting_table.h"
+#include "settings/refusal.h"
 
 extern char** environ;  // POSIX
 
@@ -15,74 +15,15 @@ namespace mixed_kv {
 namespace {
 
 constexpr std::string_view kPrefix = "GGML_MIXED_KV";
-constexpr const char* kPreset = "GGML_MIXED_KV";
-constexpr const char* kWindow = "GGML_MIXED_KV_WINDOW";
-constexpr const char* kSinks = "GGML_MIXED_KV_SINKS";
-constexpr const char* kKey = "GGML_MIXED_KV_K";
-constexpr const char* kValue = "GGML_MIXED_KV_V";
-constexpr const char* kLayers = "GGML_MIXED_KV_LAYERS";
 constexpr const char* kBits = "GGML_MIXED_KV_BITS";
 constexpr const char* kCalibration = "GGML_MIXED_KV_CALIBRATION";
-constexpr const char* kVerbose = "GGML_MIXED_KV_VERBOSE";
-constexpr const char* kLimit = "GGML_MIXED_KV_LIMIT_MB";
-constexpr std::array kKnown = {kPreset, kWindow, kSinks,       kKey,     kValue,
-                               kLayers, kBits,   kCalibration, kVerbose, kLimit};
-
-// docs/quality.md has the figures; the first is the default.
-constexpr Preset kPresets[] = {
-    {"balanced", 64, 4, "q4", "q4"},
-    {"quality", 128, 4, "q6", "q6"},
-    {"small", 32, 4, "q3", "q3"},
-};
-
-constexpr int kLargestWindow = 1 << 20;
-constexpr int kLargestSinks = 1 << 16;
-constexpr int kLargestLimit = 1 << 30;  // 1 PiB
 constexpr double kLargestBits = 16;
-
-// NAME='value', on one line whatever the value is.
-std::string quoted(std::string_view name, std::string_view value) {
-    std::string text(name);
-    text.append("='");
-    for (const char c : value) text.push_back(static_cast<unsigned char>(c) < ' ' ? '?' : c);
-    return text.append("'");
-}
-
-[[noreturn]] void refuse(const char* name, std::string_view value, const std::string& accepted) {
-    throw Error(quoted(name, value).append(" is not valid: ").append(accepted));
-}
-
-int integer(const char* name, const std::string& text, int largest) {
-    int value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || end != text.data() + text.size() || value < 0 || value > largest) {
-        refuse(name, text, "a whole number from 0 to " + std::to_string(largest) + " is accepted");
-    }
-    return value;
-}
-
-const ColdFormat* parse_format(const char* name, const std::string& text) {
-    if (text == "f16") return nullptr;
-    const ColdFormat* found = find_cold_format(text);
-    if (found == nullptr) refuse(name, text, "one of these is accepted: " + format_names());
-    return found;
-}
-
-const Preset& parse_preset(const std::string& text) {
-    std::string names;
-    for (const Preset& candidate : kPresets) {
-        if (candidate.name == text) return candidate;
-        names += ' ';
-        names += candidate.name;
-    }
-    refuse(kPreset, text, "one of these is accepted:" + names);
-}
 
 double parse_bits(const std::string& text) {
     double value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc{} || end != text.data() + text.size() || !(value > 0 && value <= kLargestBits)) {
-        refuse(kBits, text, "bits per value, above 0 and up to 16, are accepted");
+        refuse_setting(kBits, text, "bits per value, above 0 and up to 16, are accepted");
     }
     return value;
 }
@@ -93,28 +34,41 @@ std::shared_ptr<const BitAllocation> read_allocation(
     const auto budget = get(kBits);
     const auto file = get(kCalibration);
     if (!budget) {
-        if (file) refuse(kCalibration, *file, std::string("it is accepted together with ") + kBits);
+        if (file) refuse_setting(kCalibration, *file, std::string("it is accepted together with ") + kBits);
         return nullptr;
     }
     const double value = parse_bits(*budget);
-    for (const char* other : {kKey, kValue}) {
-        if (get(other)) refuse(kBits, *budget, std::string("it is accepted without ") + other);
+    for (const char* other : {"GGML_MIXED_KV_K", "GGML_MIXED_KV_V"}) {
+        if (get(other)) refuse_setting(kBits, *budget, std::string("it is accepted without ") + other);
     }
     if (!file) {
-        refuse(kBits, *budget,
-               std::string("it is accepted together with ") + kCalibration +
-                   "=FILE, which mixed-kv-eval --calibrate MODEL writes");
+        refuse_setting(kBits, *budget,
+                       std::string("it is accepted together with ") + kCalibration +
+                           "=FILE, which mixed-kv-eval --calibrate MODEL writes");
     }
     try {
         return std::make_shared<const BitAllocation>(Calibration::read(*file), value);
     } catch (const Error& error) {
-        refuse(kBits, *budget, std::string("no choice of formats is accepted: ") + error.what());
+        refuse_setting(kBits, *budget, std::string("no choice of formats is accepted: ") + error.what());
     }
 }
 
-}  // namespace
+// A misspelt name would otherwise be ignored without a word.
+void refuse_unknown(std::string_view variable) {
+    const auto equals = variable.find('=');
+    const std::string_view name = variable.substr(0, equals);
+    if (name.substr(0, kPrefix.size()) != kPrefix) return;
+    std::string names;
+    for (const Setting& setting : setting_table()) {
+        if (name == setting.variable) return;
+        names.append(names.empty() ? "" : " ").append(setting.variable);
+    }
+    const std::string_view value =
+        equals == std::string_view::npos ? std::string_view() : variable.substr(equals + 1);
+    throw Error(quoted_setting(name, value).append(" is not known: the settings are ").append(names));
+}
 
-std::span<const Preset> presets() noexcept { return kPresets; }
+}  // namespace
 
 std::string format_names() {
     std::string names = "f16";
@@ -131,46 +85,18 @@ std::string_view format_name(const ColdFormat* format) noexcept {
 
 Settings Settings::from_environment(const std::function<std::optional<std::string>(const char*)>& get) {
     Settings settings;
-    const Preset& base = parse_preset(get(kPreset).value_or(std::string(kPresets[0].name)));
-    settings.preset = base.name;
-    settings.window = base.window;
-    settings.sinks = base.sinks;
-    if (const auto text = get(kWindow)) settings.window = integer(kWindow, *text, kLargestWindow);
-    if (const auto text = get(kSinks)) settings.sinks = integer(kSinks, *text, kLargestSinks);
-    settings.key_format = parse_format(kKey, get(kKey).value_or(std::string(base.key_format)));
-    settings.value_format = parse_format(kValue, get(kValue).value_or(std::string(base.value_format)));
-    if (const auto text = get(kLayers)) {
-        try {
-            settings.layers = parse_layer_rules(*text);
-        } catch (const Error& error) {
-            refuse(kLayers, *text,
-                   std::string(error.what()) + "; a list such as 0-1,-2--1:q8 or 3:q6/q5 is accepted");
-        }
+    const Setting& preset = setting_table().front();
+    preset.read(settings, preset, std::string(presets().front().name));
+    for (const Setting& setting : setting_table()) {
+        if (setting.read == nullptr) continue;
+        if (const auto text = get(setting.variable)) setting.read(settings, setting, *text);
     }
     settings.allocation = read_allocation(get);
-    if (const auto text = get(kVerbose)) settings.verbose = integer(kVerbose, *text, 2);
-    if (const auto text = get(kLimit)) settings.limit_mb = integer(kLimit, *text, kLargestLimit);
     return settings;
 }
 
 Settings Settings::from_environment() {
-    // A misspelt name would otherwise be ignored without a word.
-    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-        const std::string_view text(*entry);
-        const std::string_view name = text.substr(0, text.find('='));
-        if (name.substr(0, kPrefix.size()) != kPrefix) continue;
-        bool known = false;
-        std::string names;
-        for (const char* candidate : kKnown) {
-            known = known || name == candidate;
-            if (!names.empty()) names += ' ';
-            names += candidate;
-        }
-        if (!known) {
-            const std::string_view value = text.substr(std::min(text.size(), name.size() + 1));
-            throw Error(quoted(name, value).append(" is not known: the settings are ").append(names));
-        }
-    }
+    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) refuse_unknown(*entry);
     return from_environment([](const char* name) -> std::optional<std::string> {
         const char* value = std::getenv(name);
         if (value == nullptr) return std::nullopt;

@@ -70,7 +70,7 @@ const GgmlTypeInfo* find_ggml_type(const std::string& name) noexcept {
 const GgmlTypeInfo& ggml_type_info(GgmlType type) {
     const GgmlTypeInfo* info = find_ggml_type(static_cast<int32_t>(type));
     if (info == nullptr) {
-        throw Error(cat("unknown ggml type ", static_cast<int32_t>(type)));
+        throw Error(cat("unknown ggml type ", static_cast<uint32_t>(type)));
     }
     return *info;
 }

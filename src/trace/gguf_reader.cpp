@@ -74,7 +74,7 @@ uint64_t GgufReader::read_count(ByteCursor& cursor, const char* what, uint64_t l
 
 GgufReader::Name GgufReader::read_name(ByteCursor& cursor, const char* what, uint64_t max_length) {
     const uint64_t at = cursor.position();
-    const uint64_t length = read_count(cursor, what, max_length, 1);
+    const uint64_t length = read_count(cursor, cat(what, " length").c_str(), max_length, 1);
     if (length == 0) {
         fail(cat(what, " at offset ", at, " is empty"));
     }
@@ -181,7 +181,7 @@ void GgufReader::read_tensor_info(ByteCursor& cursor) {
         const auto type_number = cursor.read<int32_t>("tensor type");
         const GgmlTypeInfo* type = find_ggml_type(type_number);
         if (type == nullptr) {
-            fail(cat(describe(), ": unknown ggml type ", type_number));
+            fail(cat(describe(), ": unknown ggml type ", static_cast<uint32_t>(type_number)));
         }
         tensor.type = type->type;
         try {

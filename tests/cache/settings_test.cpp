@@ -11,7 +11,7 @@
 #include <string>
 
 #include "mixed_kv/error.h"
-#include "mixed_kv/settings.h"
+#include "mixed_kv/setting_table.h"
 
 namespace mixed_kv::test {
 namespace {
@@ -294,6 +294,60 @@ TEST(Settings, ProcessEnvironment) {
     unsetenv("GGML_MIXED_KVS");
     unsetenv("GGML_MIXED_KV_WINDOW");
     EXPECT_EQ(Settings::from_environment().window, 64);
+}
+
+// The table is what everybody else goes by: the environment, the text of the plugin's interface, the tools'
+// options, mixed-kv-doctor. So each of its rows has to be known to all of them, and to the documentation.
+TEST(SettingTable, EveryRowIsKnownEverywhere) {
+    const std::map<std::string, std::string> good = {
+        {"preset", "small"}, {"window", "8"},  {"sinks", "2"},   {"k", "q8"},       {"v", "q5"},
+        {"layers", "0:q8"},  {"bits", "4.25"}, {"verbose", "1"}, {"limit_mb", "7"}, {"calibration", "x"}};
+    std::ifstream file(MIXED_KV_SOURCE_DIR "/docs/settings.md");
+    const std::string documentation{std::istreambuf_iterator<char>(file), {}};
+    for (const Setting& setting : setting_table()) {
+        const auto value = good.find(setting.name);
+        ASSERT_NE(value, good.end()) << setting.name << " is new: give this test a value of it";
+        const auto of_text = settings_of_text(setting.name + ("=" + value->second));
+        EXPECT_EQ(of_text, (std::map<std::string, std::string>{{setting.variable, value->second}}));
+        if (setting.read != nullptr) {
+            EXPECT_EQ(refusal(of_text), "accepted");
+            EXPECT_THAT(refusal({{setting.variable, "?"}}),
+                        HasSubstr(setting.variable + std::string("='?'")));
+        }
+        EXPECT_THAT(documentation,
+                    HasSubstr("| `" + std::string(setting.variable) + "` | `" + setting.option() + "` |"));
+        setenv(setting.variable, "?", 1);
+        EXPECT_THROW(Settings::from_environment(), Error) << setting.variable;
+        unsetenv(setting.variable);
+    }
+    EXPECT_EQ(setting_table().size(), good.size());
+}
+
+TEST(SettingTable, WhatIsShownIsInEffect) {
+    const Settings settings = read({{"GGML_MIXED_KV", "small"}, {"GGML_MIXED_KV_LIMIT_MB", "12"}});
+    std::map<std::string, std::string> shown;
+    for (const Setting& setting : setting_table()) shown[setting.name] = setting.shown(settings);
+    EXPECT_EQ(shown, (std::map<std::string, std::string>{{"preset", "small"},
+                                                         {"window", "32"},
+                                                         {"sinks", "4"},
+                                                         {"k", "q3"},
+                                                         {"v", "q3"},
+                                                         {"layers", "-"},
+                                                         {"bits", "-"},
+                                                         {"calibration", "-"},
+                                                         {"verbose", "0"},
+                                                         {"limit_mb", "12"}}));
+}
+
+TEST(SettingTable, TextOfSeveralSettings) {
+    EXPECT_EQ(settings_of_text("K=q4,layers=0,-1:q8,isa=scalar,limit_mb=5"),
+              (std::map<std::string, std::string>{{"GGML_MIXED_KV_K", "q4"},
+                                                  {"GGML_MIXED_KV_LAYERS", "0,-1:q8"},
+                                                  {"MIXED_KV_ISA", "scalar"},
+                                                  {"GGML_MIXED_KV_LIMIT_MB", "5"}}));
+    for (const char* wrong : {"window", "windwo=5", "=5", ","}) {
+        EXPECT_THROW(settings_of_text(wrong), Error) << wrong;
+    }
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 // test-flash-decoding-custom-op: the op of ggml_op/ in ggml graphs, against libtorch and the double reference
 // over a table of shapes and features, or against recorded steps.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <optional>
 
+#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "mixed_kv/isa.h"
 #include "op_check.h"
 #include "trace_feed.h"
@@ -55,38 +57,42 @@ int run_table(const Options& options, const std::vector<std::string>& isas) {
     return n_failed == 0 ? 0 : 1;
 }
 
+int run(int argc, char** argv) {
+    tools::CommandLine command(
+        "test-flash-decoding-custom-op",
+        "Checks the flash decoding op in ggml graphs against libtorch and a double reference.");
+    Options options;
+    command.flag("--list", options.list, "List the cases and exit");
+    command.flag("--failures-only", options.failures_only, "Print only cases that fail");
+    command.option("--filter", options.filter, "Only cases whose name contains this text");
+    command
+        .option("--from-trace", options.feed.file,
+                "Feed the recorded steps of this trace through the op instead")
+        .value_name("FILE");
+    std::optional<int> threads;
+    command.option("--threads", threads, "Threads (default: 2; with --from-trace as recorded)").range(1, 512);
+    command.option("--isa", options.feed.isa, "Kernel set (default: all; with --from-trace as recorded)");
+    command.flag("--require-exact", options.feed.require_exact, "--from-trace: tolerance is not enough");
+    command.flag("--require-cold", options.feed.require_cold, "--from-trace: some pages must be cold");
+    if (!command.parse(argc, argv)) return tools::kExitOk;
+    if (threads) options.feed.n_threads = *threads;
+    if (options.list) {
+        for (const OpCase& c : all_cases()) std::printf("%s\n", c.name().c_str());
+        return tools::kExitOk;
+    }
+    if (!options.feed.file.empty()) return feed_trace(options.feed);
+    std::vector<std::string> isas;
+    if (options.feed.isa.empty()) {
+        for (const std::string_view name : supported_isas()) isas.emplace_back(name);
+    } else {
+        (void)kernel_set(options.feed.isa);  // throws for one that there is not
+        isas = {options.feed.isa};
+    }
+    return run_table(options, isas);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app{"Checks the flash decoding op in ggml graphs against libtorch and a double reference."};
-    Options options;
-    app.add_flag("--list", options.list, "List the cases and exit");
-    app.add_flag("--failures-only", options.failures_only, "Print only cases that fail");
-    app.add_option("--filter", options.filter, "Only cases whose name contains this text");
-    app.add_option("--from-trace", options.feed.file,
-                   "Feed the recorded steps of this trace through the op instead");
-    app.add_option("--threads", options.feed.n_threads, "Threads (default: 2; with --from-trace as recorded)")
-        ->check(CLI::Range(1, 512));
-    app.add_option("--isa", options.feed.isa, "Kernel set (default: all; with --from-trace as recorded)");
-    app.add_flag("--require-exact", options.feed.require_exact, "--from-trace: tolerance is not enough");
-    app.add_flag("--require-cold", options.feed.require_cold, "--from-trace: some pages must be cold");
-    CLI11_PARSE(app, argc, argv);
-    try {
-        if (options.list) {
-            for (const OpCase& c : all_cases()) std::printf("%s\n", c.name().c_str());
-            return 0;
-        }
-        if (!options.feed.file.empty()) return feed_trace(options.feed);
-        std::vector<std::string> isas;
-        if (options.feed.isa.empty()) {
-            for (const std::string_view name : supported_isas()) isas.emplace_back(name);
-        } else {
-            (void)kernel_set(options.feed.isa);  // throws for one that there is not
-            isas = {options.feed.isa};
-        }
-        return run_table(options, isas);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "test-flash-decoding-custom-op: error: %s\n", e.what());
-        return 1;
-    }
+    return tools::run_tool("test-flash-decoding-custom-op", [&] { return run(argc, argv); });
 }

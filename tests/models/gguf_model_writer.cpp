@@ -1,13 +1,14 @@
 #include "gguf_model_writer.h"
 
+#include "trace/output_file.h"
+
 #include <ggml.h>
 #include <gguf.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
+#include <span>
 #include <stdexcept>
 
 namespace mixed_kv::test {
@@ -80,14 +81,6 @@ void fill_blocks(Random& random, float sigma, std::size_t block_bytes, std::vect
         std::memcpy(&out[at + 2], words, block_bytes - 2);
     }
 }
-
-struct FileCloser {
-    void operator()(std::FILE* file) const {
-        if (file != nullptr) {
-            std::fclose(file);
-        }
-    }
-};
 
 }  // namespace
 
@@ -196,22 +189,10 @@ void GgufModelWriter::add_f32(const std::string& name, const std::vector<std::in
 }
 
 std::uint64_t GgufModelWriter::write(const std::string& path) const {
-    const std::string partial = path + ".partial";
-    std::unique_ptr<std::FILE, FileCloser> file(std::fopen(partial.c_str(), "wb"));
-    const auto fail = [&](const char* what) {
-        file.reset();
-        std::error_code ignored;
-        std::filesystem::remove(partial, ignored);
-        throw std::runtime_error(std::string("cannot ") + what + " " + partial);
-    };
-    if (!file) {
-        fail("create");
-    }
+    trace::OutputFile file(path);
     std::uint64_t written = 0;
-    const auto put = [&](const void* data, std::size_t size) {
-        if (std::fwrite(data, 1, size, file.get()) != size) {
-            fail("write to");
-        }
+    const auto put = [&](const std::uint8_t* data, std::size_t size) {
+        file.append(std::as_bytes(std::span(data, size)));
         written += size;
     };
 
@@ -250,10 +231,7 @@ std::uint64_t GgufModelWriter::write(const std::string& path) const {
         }
         put(padding.data(), (padding.size() - written % padding.size()) % padding.size());
     }
-    if (std::fclose(file.release()) != 0) {
-        fail("finish writing");
-    }
-    std::filesystem::rename(partial, path);
+    file.publish();
     return written;
 }
 

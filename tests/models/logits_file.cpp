@@ -1,8 +1,11 @@
 #include "logits_file.h"
 
+#include "trace/output_file.h"
+
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <span>
 #include <stdexcept>
 
 namespace mixed_kv::test {
@@ -10,15 +13,11 @@ namespace mixed_kv::test {
 // Layout: n_vocab as a 64-bit number, then the rows as 32-bit floats, all in the machine's byte order.
 
 void write_logits(const Logits& logits, const std::string& path) {
-    std::ofstream file(path, std::ios::binary);
+    trace::OutputFile file(path);
     const std::uint64_t n_vocab = logits.n_vocab;
-    file.write(reinterpret_cast<const char*>(&n_vocab), sizeof n_vocab);
-    file.write(reinterpret_cast<const char*>(logits.values.data()),
-               static_cast<std::streamsize>(logits.values.size() * sizeof(float)));
-    file.close();
-    if (!file) {
-        throw std::runtime_error("cannot write " + path);
-    }
+    file.append(std::as_bytes(std::span(&n_vocab, 1)));
+    file.append(std::as_bytes(std::span(logits.values)));
+    file.publish();
 }
 
 Logits read_logits(const std::string& path) {

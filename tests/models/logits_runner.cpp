@@ -7,16 +7,18 @@
 #include "llama_driver.h"
 #include "logits_file.h"
 
-#include <CLI/CLI.hpp>
+#include "common/command_line.h"
+#include "common/run_tool.h"
+#include "trace/output_file.h"
+
 #include <nlohmann/json.hpp>
 
-#include <cstdio>
 #include <cstring>
-#include <exception>
-#include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 
+using namespace mixed_kv;
 using namespace mixed_kv::test;
 
 namespace {
@@ -57,94 +59,117 @@ ggml_type cache_type(const std::string& name) {
             return type;
         }
     }
-    throw std::invalid_argument("unknown cache type '" + name + "'");
+    throw tools::UsageError("unknown cache type '" + name + "'");
 }
 
-}  // namespace
+struct Arguments {
+    std::string model, out, log, reference;
+    CacheOwner owner = CacheOwner::kHost;
+    ContextOptions context;
+    std::uint64_t n_prompt = 192, n_steps = 0, seed = 1;
+    std::int64_t changed_position = -1;
+    bool show_placement = false;
+};
 
-int main(int argc, char** argv) {
-    CLI::App app{"Writes the logits of every position for one configuration of model, cache and context."};
+std::optional<Arguments> parse(int argc, char** argv) {
     const std::map<std::string, CacheOwner> owners = {
         {"host", CacheOwner::kHost}, {"plugin", CacheOwner::kPlugin}, {"default", CacheOwner::kDefault}};
     const std::map<std::string, llama_flash_attn_type> flash_modes = {{"on", LLAMA_FLASH_ATTN_TYPE_ENABLED},
                                                                       {"off", LLAMA_FLASH_ATTN_TYPE_DISABLED},
                                                                       {"auto", LLAMA_FLASH_ATTN_TYPE_AUTO}};
-    ContextOptions options;
-    std::string model_path, out, log_path, reference_path, type_k = "f16", type_v = "f16";
-    CacheOwner owner = CacheOwner::kHost;
-    std::size_t n_prompt = 192, n_steps = 0;
-    std::uint64_t seed = 1;
-    long changed_position = -1;
-    bool show_placement = false, pool = false;
-    app.add_option("--model", model_path, "GGUF file")->required();
-    app.add_option("--out", out, "File for the logits");
-    app.add_option("--reference", reference_path, "Logits of another run to compare with");
-    app.add_option("--log", log_path, "File for what llama.cpp and the backends log");
-    app.add_option("--cache", owner, "Whose cache")->transform(CLI::CheckedTransformer(owners));
-    app.add_option("--flash-attn", options.flash_attn)->transform(CLI::CheckedTransformer(flash_modes));
-    app.add_option("--type-k", type_k, "Declared type of K")->capture_default_str();
-    app.add_option("--type-v", type_v, "Declared type of V")->capture_default_str();
-    app.add_option("--ctx", options.n_ctx)->capture_default_str();
-    app.add_option("--batch", options.n_batch)->capture_default_str();
-    app.add_option("--ubatch", options.n_ubatch)->capture_default_str();
-    app.add_option("--threads", options.n_threads)->capture_default_str();
-    app.add_flag("--polling-pool", pool, "Attach a polling thread pool, as llama.cpp's own programs do");
-    app.add_flag("--swa-full", options.swa_full, "Keep the whole context in sliding-window layers");
-    app.add_option("--prompt", n_prompt, "Tokens run in batches")->capture_default_str();
-    app.add_option("--steps", n_steps, "Tokens run one by one after them")->capture_default_str();
-    app.add_option("--seed", seed, "Seed of the tokens")->capture_default_str();
-    app.add_option("--change-position", changed_position, "Replace the token of this position");
-    app.add_flag("--placement", show_placement, "Report where the attention of the first graph ran");
-    CLI11_PARSE(app, argc, argv);
+    Arguments a;
+    std::string owner = "host", flash_attention = "auto", type_k = "f16", type_v = "f16";
+    bool pool = false;
+    tools::CommandLine command(
+        "logits-runner",
+        "Writes the logits of every position for one configuration of model, cache and context.");
+    command.option("--model", a.model, "GGUF file").required().value_name("FILE");
+    command.option("--out", a.out, "File for the logits").value_name("FILE");
+    command.option("--reference", a.reference, "Logits of another run to compare with").value_name("FILE");
+    command.option("--log", a.log, "File for what llama.cpp and the backends log").value_name("FILE");
+    command.option("--cache", owner, "Whose cache").one_of({"host", "plugin", "default"});
+    command.option("--flash-attn", flash_attention, "Flash attention").one_of({"on", "off", "auto"});
+    command.option("--type-k", type_k, "Declared type of K");
+    command.option("--type-v", type_v, "Declared type of V");
+    command.option("--ctx", a.context.n_ctx, "Cells");
+    command.option("--batch", a.context.n_batch, "Largest batch");
+    command.option("--ubatch", a.context.n_ubatch, "Largest batch computed at once");
+    command.option("--threads", a.context.n_threads, "Threads");
+    command.flag("--polling-pool", pool, "Attach a polling thread pool, as llama.cpp's own programs do");
+    command.flag("--swa-full", a.context.swa_full, "Keep the whole context in sliding-window layers");
+    command.option("--prompt", a.n_prompt, "Tokens run in batches");
+    command.option("--steps", a.n_steps, "Tokens run one by one after them");
+    command.option("--seed", a.seed, "Seed of the tokens");
+    command.option("--change-position", a.changed_position, "Replace the token of this position");
+    command.flag("--placement", a.show_placement, "Report where the attention of the first graph ran");
+    if (!command.parse(argc, argv)) {
+        return std::nullopt;
+    }
+    a.owner = owners.at(owner);
+    a.context.flash_attn = flash_modes.at(flash_attention);
+    a.context.type_k = cache_type(type_k);
+    a.context.type_v = cache_type(type_v);
+    a.context.threadpool = pool ? Threadpool::kPolling : Threadpool::kNone;
+    return a;
+}
 
-    try {
-        Placement placement;
-        options.type_k = cache_type(type_k);
-        options.type_v = cache_type(type_v);
-        options.threadpool = pool ? Threadpool::kPolling : Threadpool::kNone;
-        if (show_placement) {
-            options.eval_callback = on_node;
-            options.eval_callback_data = &placement;
-        }
-        nlohmann::json report;
-        {
-            const Model model(model_path, owner);
-            Context context(model, options);
-            std::vector<llama_token> tokens = random_tokens(n_prompt + n_steps, model.n_vocab(), seed);
-            if (changed_position >= 0) {
-                llama_token& token = tokens.at(static_cast<std::size_t>(changed_position));
-                token = token + 1 < model.n_vocab() ? token + 1 : token - 1;
-            }
-            const auto steps = tokens.begin() + static_cast<std::ptrdiff_t>(n_prompt);
-            Logits logits = context.decode({tokens.begin(), steps});
-            placement.done = true;
-            for (auto token = steps; token != tokens.end(); ++token) {
-                logits.append(context.decode({*token}, static_cast<llama_pos>(token - tokens.begin())));
-            }
-            if (!out.empty()) {
-                write_logits(logits, out);
-            }
-            report["positions"] = logits.n_rows();
-            if (!reference_path.empty()) {
-                const Comparison comparison = compare(read_logits(reference_path), logits);
-                report["nmse"] = comparison.nmse;
-                report["comparison"] = comparison.text();
-            }
-        }
-        if (show_placement) {
-            report["attention_nodes"] = placement.attention_nodes;
-            report["cache_reads"] = placement.cache_reads;
-        }
-        std::printf("%s\n", report.dump().c_str());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "logits-runner: %s\n", error.what());
-        return 1;
+Logits run_tokens(const Arguments& arguments, Placement& placement) {
+    ContextOptions options = arguments.context;
+    if (arguments.show_placement) {
+        options.eval_callback = on_node;
+        options.eval_callback_data = &placement;
     }
-    if (!log_path.empty()) {
-        std::ofstream log(log_path);
+    const Model model(arguments.model, arguments.owner);
+    Context context(model, options);
+    std::vector<llama_token> tokens =
+        random_tokens(arguments.n_prompt + arguments.n_steps, model.n_vocab(), arguments.seed);
+    if (arguments.changed_position >= 0) {
+        llama_token& token = tokens.at(static_cast<std::size_t>(arguments.changed_position));
+        token = token + 1 < model.n_vocab() ? token + 1 : token - 1;
+    }
+    const auto steps = tokens.begin() + static_cast<std::ptrdiff_t>(arguments.n_prompt);
+    Logits logits = context.decode({tokens.begin(), steps});
+    placement.done = true;
+    for (auto token = steps; token != tokens.end(); ++token) {
+        logits.append(context.decode({*token}, static_cast<llama_pos>(token - tokens.begin())));
+    }
+    return logits;
+}
+
+int run(int argc, char** argv) {
+    const std::optional<Arguments> arguments = parse(argc, argv);
+    if (!arguments) {
+        return tools::kExitOk;
+    }
+    Placement placement;
+    const Logits logits = run_tokens(*arguments, placement);
+    nlohmann::json report;
+    if (!arguments->out.empty()) {
+        write_logits(logits, arguments->out);
+    }
+    report["positions"] = logits.n_rows();
+    if (!arguments->reference.empty()) {
+        const Comparison comparison = compare(read_logits(arguments->reference), logits);
+        report["nmse"] = comparison.nmse;
+        report["comparison"] = comparison.text();
+    }
+    if (arguments->show_placement) {
+        report["attention_nodes"] = placement.attention_nodes;
+        report["cache_reads"] = placement.cache_reads;
+    }
+    tools::write_stdout(report.dump() + "\n");
+    if (!arguments->log.empty()) {
+        std::string log;
         for (const std::string& line : logged_lines()) {
-            log << line << '\n';
+            log += line + '\n';
         }
+        trace::write_output_file(arguments->log, log);
     }
-    return 0;
+    return tools::kExitOk;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return tools::run_tool("logits-runner", [&] { return run(argc, argv); });
 }

@@ -67,6 +67,18 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
     return result;
 }
 
+int open_output(Output output, const std::string& path) {
+    if (output == Output::full_disk) {
+        return open("/dev/full", O_WRONLY);
+    }
+    int ends[2] = {-1, -1};
+    if (output == Output::broken_pipe && pipe(ends) == 0) {
+        close(ends[0]);
+        return ends[1];
+    }
+    return open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+}
+
 }  // namespace
 
 std::vector<std::string> CommandResult::err_lines() const {
@@ -85,7 +97,7 @@ nlohmann::json CommandResult::json() const {
 }
 
 CommandResult run_tool(const std::string& program, const std::vector<std::string>& arguments,
-                       const Environment& environment) {
+                       const Environment& environment, Output output) {
     std::vector<std::string> argument_texts = {std::string(MIXED_KV_BIN_DIR) + "/" + program};
     argument_texts.insert(argument_texts.end(), arguments.begin(), arguments.end());
     std::vector<std::string> environment_texts = clean_environment(environment);
@@ -100,10 +112,13 @@ CommandResult run_tool(const std::string& program, const std::vector<std::string
     }
     if (child == 0) {
         const int in = open("/dev/null", O_RDONLY);
-        const int out = open(out_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        const int out = open_output(output, out_path);
         const int err = open(err_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
         if (in < 0 || out < 0 || err < 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) {
             _exit(126);
+        }
+        if (output == Output::closed) {
+            close(1);
         }
         execve(argv[0], argv.data(), envp.data());
         _exit(127);

@@ -19,10 +19,18 @@ struct CommandResult {
 
 using Environment = std::vector<std::pair<std::string, std::string>>;
 
+// Where a program's standard output goes.
+enum class Output {
+    file,         // kept
+    full_disk,    // takes no byte
+    broken_pipe,  // nobody reads it
+    closed,       // there is none
+};
+
 // Runs build/bin/<program> and waits for it. The environment is this process's without any GGML_* and
 // MIXED_KV_* variable, plus `environment`.
 CommandResult run_tool(const std::string& program, const std::vector<std::string>& arguments,
-                       const Environment& environment = {});
+                       const Environment& environment = {}, Output output = Output::file);
 
 // A small llama-architecture model with random weights, made once per process.
 const std::string& random_model();

@@ -93,6 +93,24 @@ TEST_P(DoctorFinds, AilmentAndAdvice) {
 INSTANTIATE_TEST_SUITE_P(Table, DoctorFinds, testing::ValuesIn(kAilments),
                          [](const testing::TestParamInfo<Ailment>& test) { return test.param.name; });
 
+// The limit in the environment and as an option; both are listed, refused, and advised about.
+TEST(Doctor, ALimitThatIsTooLow) {
+    const std::vector<std::string> model = {"--json", "-m", random_model(), "-c", "4096"};
+    std::vector<std::string> with_option = model;
+    with_option.insert(with_option.end(), {"--kv-limit-mb", "1"});
+    for (const CommandResult& result :
+         {doctor(model, {{"GGML_MIXED_KV_LIMIT_MB", "1"}}), doctor(with_option)}) {
+        EXPECT_EQ(result.exit_status, 1) << result.out;
+        const nlohmann::json json = result.json();
+        EXPECT_EQ(json.at("settings").at("GGML_MIXED_KV_LIMIT_MB").at("value"), "1");
+        ASSERT_EQ(json.at("problems").size(), 1U) << json.at("problems");
+        const auto advice = json.at("problems").front().at("advice").get<std::string>();
+        EXPECT_NE(advice.find("raise GGML_MIXED_KV_LIMIT_MB"), std::string::npos) << advice;
+    }
+    const CommandResult none = doctor();
+    EXPECT_NE(none.out.find("GGML_MIXED_KV_LIMIT_MB"), std::string::npos) << none.out;
+}
+
 TEST(Doctor, UsageErrorsAreOneLine) {
     const CommandResult result = doctor({"--frobnicate"});
     EXPECT_EQ(result.exit_status, 2);

@@ -137,6 +137,48 @@ TEST(Eval, CalibratesForTheBudget) {
     EXPECT_NE(other.err.find("calibration of 'tiny-recall.gguf'"), std::string::npos) << other.err;
 }
 
+// A ubatch as long as the context attends to its own rows only, and those are exact.
+TEST(Eval, SaysWhereNothingWasCold) {
+    const std::vector<std::string> arguments = {"-f",  kText, "-c", "256",      "--ubatch",
+                                                "256", "-t",  "1",  "--chunks", "1"};
+    const auto with = [&](std::vector<std::string> more) {
+        more.insert(more.begin(), arguments.begin(), arguments.end());
+        return run_tool("mixed-kv-eval", more);
+    };
+    const CommandResult json = with({"-m", kModel, "--json", "--configs", "f16,host:q8_0,mixed:small"});
+    EXPECT_EQ(json.exit_status, 0) << json.err;
+    const nlohmann::json report = json.json();
+    for (const nlohmann::json& config : report.at("configs"))
+        EXPECT_FALSE(config.at("cold").get<bool>());
+    ASSERT_EQ(json.err_lines().size(), 1U) << json.err;
+    EXPECT_NE(json.err.find("mixed:small: nothing was cold"), std::string::npos) << json.err;
+    EXPECT_NE(json.err.find("--ubatch"), std::string::npos) << json.err;
+    const CommandResult table = with({"-m", kModel, "--configs", "mixed:small"});
+    EXPECT_NE(table.out.find("mixed:small: nothing was cold where it was scored"), std::string::npos)
+        << table.out;
+
+    const CommandResult good = eval({"-m", kModel, "--json", "--configs", "mixed:small"});
+    EXPECT_TRUE(good.json().at("configs").at(0).at("cold").get<bool>());
+    EXPECT_EQ(good.err, "");
+
+    // A calibration on it would be zeros.
+    const std::string path = scratch_folder() + "/nothing.txt";
+    const CommandResult calibration = with({"--calibrate", kModel, "--output", path});
+    EXPECT_EQ(calibration.exit_status, 1);
+    EXPECT_NE(calibration.err.find("nothing was cold"), std::string::npos) << calibration.err;
+    EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(Eval, TextsThatAreTooShort) {
+    for (const std::string& text : {write_file("empty.txt", ""), write_file("short.txt", "a few words")}) {
+        const CommandResult result = run_tool("mixed-kv-eval", {"-m", kModel, "-f", text, "-c", "256"});
+        EXPECT_EQ(result.exit_status, 1);
+        ASSERT_EQ(result.err_lines().size(), 1U) << result.err;
+        EXPECT_NE(result.err.find("the text has "), std::string::npos) << result.err;
+        EXPECT_NE(result.err.find("one context needs 256"), std::string::npos) << result.err;
+    }
+}
+
 TEST(Eval, BadInputIsOneLine) {
     const std::pair<std::vector<std::string>, std::string> bad[] = {
         {{"--configs", "f16"}, "--calibrate MODEL"},

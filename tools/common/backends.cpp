@@ -5,12 +5,15 @@
 #include <llama.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
 
 #include "common/llama_log.h"
+#include "common/run_tool.h"
 
 namespace mixed_kv::tools {
 
@@ -60,6 +63,14 @@ std::string environment(const char* name) {
     return value != nullptr ? value : "";
 }
 
+// Where llama.cpp and ggml find their own assumptions contradicted they end the process: with a debugger's
+// trace, also on standard output, and exit status 134.
+[[noreturn]] void give_up(const char* message) {
+    std::fprintf(stderr, "%s: error: llama.cpp gave up: %s\n", program_invocation_short_name,
+                 one_line(message).c_str());
+    std::_Exit(kExitFailure);
+}
+
 }  // namespace
 
 BackendPaths find_backend_paths() {
@@ -82,6 +93,7 @@ BackendPaths find_backend_paths() {
 }
 
 void load_backends(const BackendPaths& paths, PluginUse use) {
+    ggml_set_abort_callback(give_up);
     if (use == PluginUse::load && !paths.plugin.empty()) {
         setenv("GGML_BACKEND_PATH", paths.plugin.c_str(), 1);
     } else {

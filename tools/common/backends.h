@@ -26,7 +26,8 @@ enum class PluginUse { load, leave_out };
 
 // Loads the CPU backend and, with PluginUse::load, the plugin, the way every llama.cpp program does:
 // GGML_BACKEND_PATH and ggml_backend_load_all_from_path. Once per process. Throws std::runtime_error when
-// there is no CPU backend.
+// there is no CPU backend. From then on, an assertion of llama.cpp's ends the process with one line and
+// kExitFailure.
 void load_backends(const BackendPaths& paths, PluginUse use);
 
 // Files mapped into this process whose name contains `part`, in order of address.

@@ -4,14 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <stdexcept>
 
 #include "common/backends.h"
 #include "common/llama_log.h"
+#include "common/model_file.h"
 #include "common/resident_memory.h"
 
 namespace mixed_kv::tools {
@@ -26,22 +23,6 @@ constexpr std::array kCacheTypes = {GGML_TYPE_F32,    GGML_TYPE_F16,  GGML_TYPE_
 std::string logged_cause() {
     const std::vector<std::string> errors = take_logged_errors();
     return errors.empty() ? "" : " (" + errors.front() + ")";
-}
-
-// llama.cpp's own messages for these are several lines, and name functions.
-void check_model_file(const std::string& path) {
-    std::error_code ignored;
-    if (std::filesystem::is_directory(path, ignored)) {
-        throw std::runtime_error("the model '" + path + "' is a folder, not a GGUF file");
-    }
-    std::ifstream file(path, std::ios::binary);
-    if (!file) {
-        throw std::runtime_error("cannot open the model '" + path + "': " + std::strerror(errno));
-    }
-    char magic[4] = {};
-    if (!file.read(magic, sizeof magic) || std::memcmp(magic, "GGUF", sizeof magic) != 0) {
-        throw std::runtime_error("the model '" + path + "' is not a GGUF file");
-    }
 }
 
 // llama.cpp keeps about this much for every cell besides K and V (llama_kv_cells: position, extension, shift,

@@ -1,7 +1,9 @@
 #include "common/plugin.h"
 
 #include <sstream>
+#include <stdexcept>
 
+#include "common/llama_log.h"
 #include "common/resident_memory.h"
 
 namespace mixed_kv::tools {
@@ -18,6 +20,22 @@ std::optional<Plugin> Plugin::find() {
         return std::nullopt;
     }
     return Plugin(ggml_backend_reg_dev_get(reg, 0), api);
+}
+
+Plugin Plugin::require(const BackendPaths& paths) {
+    if (std::optional<Plugin> plugin = find()) {
+        return *plugin;
+    }
+    std::vector<std::string> said = take_plugin_lines();
+    for (std::string& line : take_logged_errors()) {
+        said.push_back(std::move(line));
+    }
+    if (paths.plugin.empty()) {
+        throw std::runtime_error(
+            "no libggml-mixed-kv.so beside this program, and GGML_BACKEND_PATH is not set");
+    }
+    throw std::runtime_error("the plugin " + paths.plugin + " was not loaded" +
+                             (said.empty() ? "" : ": " + said.front()) + " (mixed-kv-doctor says more)");
 }
 
 mixed_kv_counters Plugin::counters() const {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/backends.h"
 #include "mixed_kv_api.h"
 
 namespace mixed_kv::tools {
@@ -16,6 +17,9 @@ class Plugin {
   public:
     // nullopt when it is not loaded, has declined, or speaks another version of its interface.
     static std::optional<Plugin> find();
+    // After load_backends. Throws std::runtime_error with the plugin's own words for why it is not there, or
+    // the loader's.
+    static Plugin require(const BackendPaths& paths);
 
     ggml_backend_dev_t device() const { return device_; }
     const mixed_kv_api& api() const { return *api_; }

@@ -2,16 +2,16 @@
 // libtorch and in double, and says how far off the recorded outputs are. Exit status: 0 all within tolerance,
 // 1 some not, 2 the file or the command line is refused.
 
-#include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <cstdlib>
 #include <new>
 #include <optional>
 #include <set>
 
+#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "kqv-tensor-reader/check.h"
 #include "kqv-tensor-reader/listing.h"
 #include "kqv-tensor-reader/npy.h"
@@ -33,17 +33,12 @@ struct Arguments {
     bool shapes = false, json = false, list_only = false, summary = false, quiet = false;
 };
 
-// The file could not be written: not the trace's fault.
-class OutputError : public std::runtime_error {
-  public:
-    using std::runtime_error::runtime_error;
-};
-
+// A file that cannot be written is no fault of the trace's.
 void write_file(const std::string& path, const std::string& content) {
     try {
         trace::write_output_file(path, content);
     } catch (const Error& error) {
-        throw OutputError(error.what());
+        throw tools::OutputError(error.what());
     }
 }
 
@@ -51,61 +46,44 @@ void print_json(const nlohmann::ordered_json& json) {
     std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
-// A verdict that nobody could read is none: /dev/full, a full disk behind a redirection.
-void flush_output() {
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-        throw OutputError(std::string("cannot write to standard output: ") + std::strerror(errno));
-    }
-}
-
-std::optional<int> parse(int argc, char** argv, Arguments& arguments) {
-    CLI::App app("Recomputes the attention recorded in a trace file and reports the errors.",
-                 "kqv-tensor-reader");
+// False: --help or --version was asked for.
+bool parse(int argc, char** argv, Arguments& arguments) {
+    tools::CommandLine command("kqv-tensor-reader",
+                               "Recomputes the attention recorded in a trace file and reports the errors.");
     std::string reference = "both";
-    app.add_option("-i,--input,file", arguments.input, "Trace file")->required()->type_name("FILE");
-    app.add_option(
-           "--tol", arguments.check.tolerance,
-           "Tolerance: largest error of a row over the largest |V| it sees, a tenth of its relative L2 error")
-        ->capture_default_str();
-    app.add_option("--step", arguments.step, "This step only");
-    app.add_option("--layer", arguments.layer, "This layer only (-1: all)");
-    app.add_option("--reference", reference, "What judges: both, torch (float32) or double")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"both", "torch", "double"}));
-    app.add_flag("--shapes", arguments.shapes, "List the tensors with their layouts and the op's views");
-    app.add_flag("--list", arguments.list_only, "List as --shapes does, and check nothing");
-    app.add_flag(
+    command.option("-i,--input,file", arguments.input, "Trace file").required().value_name("FILE");
+    command.option(
+        "--tol", arguments.check.tolerance,
+        "Tolerance: largest error of a row over the largest |V| it sees, a tenth of its relative L2 error");
+    command.option("--step", arguments.step, "This step only");
+    command.option("--layer", arguments.layer, "This layer only (-1: all)");
+    command.option("--reference", reference, "What judges: both, torch (float32) or double")
+        .one_of({"both", "torch", "double"});
+    command.flag("--shapes", arguments.shapes, "List the tensors with their layouts and the op's views");
+    command.flag("--list", arguments.list_only, "List as --shapes does, and check nothing");
+    command.flag(
         "--summary", arguments.summary,
         "Say what the file holds and stop: opens it, reads no record, so it is quick for any length");
-    app.add_flag("--json", arguments.json, "Print one JSON object instead of text");
-    app.add_flag("-q,--quiet", arguments.quiet, "Print failures and the verdict only");
-    app.add_option("--csv", arguments.csv, "Write one line per record")->type_name("FILE");
-    app.add_option("--picture", arguments.picture, "Write a map of the errors as SVG")->type_name("FILE.svg");
-    app.add_option(
-           "--save-recomputed", arguments.npy,
-           "Write the output of one record (--layer, --step) as recomputed in double, as a NumPy array")
-        ->type_name("FILE.npy");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& success) {
-        return app.exit(success);
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "kqv-tensor-reader: error: %s (--help lists the options)\n", error.what());
-        return kExitRefused;
-    }
+    command.flag("--json", arguments.json, "Print one JSON object instead of text");
+    command.flag("-q,--quiet", arguments.quiet, "Print failures and the verdict only");
+    command.option("--csv", arguments.csv, "Write one line per record").value_name("FILE");
+    command.option("--picture", arguments.picture, "Write a map of the errors as SVG").value_name("FILE.svg");
+    command
+        .option("--save-recomputed", arguments.npy,
+                "Write the output of one record (--layer, --step) as recomputed in double, as a NumPy array")
+        .value_name("FILE.npy");
+    if (!command.parse(argc, argv)) return false;
     if (arguments.layer && *arguments.layer == -1) arguments.layer.reset();
     if (!std::isfinite(arguments.check.tolerance) || arguments.check.tolerance <= 0) {
-        std::fprintf(stderr, "kqv-tensor-reader: error: --tol must be a positive number\n");
-        return kExitRefused;
+        throw tools::UsageError("--tol must be a positive number");
     }
     if (reference == "torch" && !has_torch()) {
-        std::fprintf(stderr, "kqv-tensor-reader: error: --reference torch: %s\n", torch_text().c_str());
-        return kExitRefused;
+        throw tools::UsageError("--reference torch: " + torch_text());
     }
     arguments.check.use = reference == "torch"    ? ReferenceUse::torch
                           : reference == "double" ? ReferenceUse::exact
                                                   : ReferenceUse::both;
-    return std::nullopt;
+    return true;
 }
 
 std::string references_text(ReferenceUse use) {
@@ -226,7 +204,6 @@ int run(const Arguments& arguments) {
     const trace::TraceReader reader(arguments.input);
     if (arguments.summary) {
         print_summary(reader, arguments);
-        flush_output();
         return kExitPass;
     }
     Report report;
@@ -258,7 +235,6 @@ int run(const Arguments& arguments) {
         }
     }
     if (arguments.list_only) {
-        flush_output();
         return kExitPass;
     }
     if (!arguments.csv.empty()) write_file(arguments.csv, to_csv(report));
@@ -269,19 +245,22 @@ int run(const Arguments& arguments) {
         if (text) std::printf("%s", to_table(report).c_str());
         print_verdict(report);
     }
-    flush_output();
+    tools::flush_stdout();
     print_failures(report);
     return report.pass() ? kExitPass : kExitFail;
 }
 
-// One line on stderr, and the same as JSON where JSON was asked for.
-int refuse(const Arguments& arguments, const char* what, int status) {
-    if (arguments.json) {
-        print_json({{"pass", false}, {"error", what}});
-        std::fflush(stdout);
+// What is refused is said as JSON, too, where JSON was asked for; the line on stderr is run_tool's.
+int checked_run(const Arguments& arguments) {
+    try {
+        return run(arguments);
+    } catch (const std::exception& error) {
+        const bool no_memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+        if (arguments.json) {
+            print_json({{"pass", false}, {"error", no_memory ? "out of memory" : error.what()}});
+        }
+        throw;
     }
-    std::fprintf(stderr, "kqv-tensor-reader: error: %s\n", what);
-    return status;
 }
 
 }  // namespace
@@ -290,15 +269,11 @@ int refuse(const Arguments& arguments, const char* what, int status) {
 
 int main(int argc, char** argv) {
     using namespace mixed_kv::trace_tools;
-    Arguments arguments;
-    if (const std::optional<int> status = parse(argc, argv, arguments)) return *status;
-    try {
-        return run(arguments);
-    } catch (const OutputError& error) {
-        return refuse(arguments, error.what(), kExitFail);
-    } catch (const std::bad_alloc&) {
-        return refuse(arguments, "out of memory", kExitRefused);
-    } catch (const std::exception& error) {
-        return refuse(arguments, error.what(), kExitRefused);
-    }
+    return mixed_kv::tools::run_tool(
+        "kqv-tensor-reader",
+        [&] {
+            Arguments arguments;
+            return parse(argc, argv, arguments) ? checked_run(arguments) : kExitPass;
+        },
+        kExitRefused);
 }

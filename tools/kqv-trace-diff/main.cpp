@@ -1,18 +1,16 @@
 // kqv-trace-diff: compares two traces tensor by tensor. Exit status: 0 everything within tolerance, 1
 // something differs or is missing, 2 a file or the command line is refused.
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
-#include <stdexcept>
 
+#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "kqv-tensor-reader/trace_values.h"
 #include "kqv-trace-diff/compare.h"
 #include "trace/trace_reader.h"
@@ -30,29 +28,21 @@ struct Arguments {
     bool all = false, json = false;
 };
 
-std::optional<int> parse(int argc, char** argv, Arguments& arguments) {
-    CLI::App app("Compares trace B with trace A, tensor by tensor.", "kqv-trace-diff");
-    app.add_option("A", arguments.a, "Trace to measure against")->required()->type_name("FILE");
-    app.add_option("B", arguments.b, "Trace to compare with it")->required()->type_name("FILE");
-    app.add_option("--tol", arguments.tolerance, "Largest difference over the largest |value| of A")
-        ->capture_default_str();
-    app.add_option("--step", arguments.step, "This step only");
-    app.add_option("--layer", arguments.layer, "This layer only");
-    app.add_flag("--all", arguments.all, "List every tensor, not only those out of tolerance");
-    app.add_flag("--json", arguments.json, "Print one JSON object instead of text");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& success) {
-        return app.exit(success);
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "kqv-trace-diff: error: %s (--help lists the options)\n", error.what());
-        return kExitRefused;
-    }
+// False: --help or --version was asked for.
+bool parse(int argc, char** argv, Arguments& arguments) {
+    tools::CommandLine command("kqv-trace-diff", "Compares trace B with trace A, tensor by tensor.");
+    command.option("A", arguments.a, "Trace to measure against").required().value_name("FILE");
+    command.option("B", arguments.b, "Trace to compare with it").required().value_name("FILE");
+    command.option("--tol", arguments.tolerance, "Largest difference over the largest |value| of A");
+    command.option("--step", arguments.step, "This step only");
+    command.option("--layer", arguments.layer, "This layer only");
+    command.flag("--all", arguments.all, "List every tensor, not only those out of tolerance");
+    command.flag("--json", arguments.json, "Print one JSON object instead of text");
+    if (!command.parse(argc, argv)) return false;
     if (!std::isfinite(arguments.tolerance) || arguments.tolerance < 0) {
-        std::fprintf(stderr, "kqv-trace-diff: error: --tol must be a number of at least 0\n");
-        return kExitRefused;
+        throw tools::UsageError("--tol must be a number of at least 0");
     }
-    return std::nullopt;
+    return true;
 }
 
 struct Line {
@@ -173,28 +163,25 @@ void print_json(const Result& result, const Arguments& arguments) {
     std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
+int run(int argc, char** argv) {
+    Arguments arguments;
+    if (!parse(argc, argv, arguments)) return kExitEqual;
+    const Result result =
+        compare(trace::TraceReader(arguments.a), trace::TraceReader(arguments.b), arguments);
+    if (arguments.json) {
+        print_json(result, arguments);
+    } else {
+        print_text(result, arguments);
+    }
+    return result.within ? kExitEqual : kExitDifferent;
+}
+
 }  // namespace
 
 }  // namespace mixed_kv::trace_tools
 
 int main(int argc, char** argv) {
     using namespace mixed_kv::trace_tools;
-    Arguments arguments;
-    if (const std::optional<int> status = parse(argc, argv, arguments)) return *status;
-    try {
-        const Result result = compare(mixed_kv::trace::TraceReader(arguments.a),
-                                      mixed_kv::trace::TraceReader(arguments.b), arguments);
-        if (arguments.json) {
-            print_json(result, arguments);
-        } else {
-            print_text(result, arguments);
-        }
-        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-            throw std::runtime_error(std::string("cannot write to standard output: ") + std::strerror(errno));
-        }
-        return result.within ? kExitEqual : kExitDifferent;
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "kqv-trace-diff: error: %s\n", error.what());
-        return kExitRefused;
-    }
+    return mixed_kv::tools::run_tool(
+        "kqv-trace-diff", [&] { return run(argc, argv); }, kExitRefused);
 }

@@ -4,16 +4,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <memory>
+#include <optional>
+#include <span>
 
 #include "common/llama_handles.h"
 #include "common/llama_log.h"
+#include "common/run_tool.h"
 #include "kqv-tensor-reader/listing.h"
 #include "kqv-trace-monitor/estimate.h"
 #include "kqv-trace-monitor/recorder.h"
+#include "trace/output_file.h"
 #include "trace/trace_writer.h"
 
 namespace mixed_kv::tools {
@@ -45,35 +46,11 @@ std::uint32_t context_size(const llama_model* model, const MonitorArguments& arg
     return n_ctx;
 }
 
-// Logits of every step, one after the other.
-class LogitsFile {
-  public:
-    explicit LogitsFile(const std::string& path) : path_(path) {
-        if (!path.empty()) file_.open(path, std::ios::binary | std::ios::trunc);
-        check();
-    }
-    void append(const float* logits, int n) {
-        if (!path_.empty()) file_.write(reinterpret_cast<const char*>(logits), std::streamsize(n) * 4);
-        check();
-    }
-    void close() {
-        if (!path_.empty()) file_.close();
-        check();
-    }
-
-  private:
-    void check() const {
-        if (!path_.empty() && !file_) {
-            throw std::runtime_error("cannot write '" + path_ + "': " + std::strerror(errno));
-        }
-    }
-    std::string path_;
-    std::ofstream file_;
-};
-
 class Session {
   public:
-    Session(const MonitorArguments& arguments, Plugin* plugin) : arguments_(arguments), plugin_(plugin) {}
+    Session(const MonitorArguments& arguments, Plugin* plugin) : arguments_(arguments), plugin_(plugin) {
+        if (!arguments.save_logits.empty()) logits_.emplace(arguments.save_logits);
+    }
 
     SessionResult run() {
         const ModelHandle model = load();
@@ -100,7 +77,7 @@ class Session {
         result_.n_records = recorder.n_records();
         if (recorder.n_records() == 0 && arguments_.max_steps != 0) throw_nothing_traced();
         close_trace(vocab);
-        logits_.close();
+        if (logits_) logits_->publish();
         return std::move(result_);
     }
 
@@ -180,8 +157,8 @@ class Session {
         if (traced) {
             recorder.begin_step(int32_t(result_.n_steps), n_past);
             if (!arguments_.quiet) {
-                fmt::print("step {}: {} token{} at position {}\n", result_.n_steps, n, n == 1 ? "" : "s",
-                           n_past);
+                write_stdout(fmt::format("step {}: {} token{} at position {}\n", result_.n_steps, n,
+                                         n == 1 ? "" : "s", n_past));
             }
         }
         context.decode(tokens, n);
@@ -198,16 +175,19 @@ class Session {
             }
         }
         ++result_.n_steps;
-        logits_.append(llama_get_logits_ith(context.get(), -1), n_vocab_);
+        if (logits_) {
+            const std::span logits(llama_get_logits_ith(context.get(), -1), std::size_t(n_vocab_));
+            logits_->append(std::as_bytes(logits));
+        }
         progress();
     }
 
     void on_record(const trace::TraceRecord& record) {
         if (!arguments_.quiet) {
-            fmt::print("layer {}, step {} ({} cache)\n{}", record.layer, record.step,
-                       record.cache == trace::CacheKind::mixed ? "mixed" : "standard",
-                       trace_tools::statistics_table(record));
-            if (arguments_.verbose) fmt::print("{}", trace_tools::describe_tensors(record));
+            write_stdout(fmt::format("layer {}, step {} ({} cache)\n{}", record.layer, record.step,
+                                     record.cache == trace::CacheKind::mixed ? "mixed" : "standard",
+                                     trace_tools::statistics_table(record)));
+            if (arguments_.verbose) write_stdout(trace_tools::describe_tensors(record));
         }
         if (writer_) writer_->append(record);
     }
@@ -255,7 +235,7 @@ class Session {
     const MonitorArguments& arguments_;
     Plugin* plugin_;
     std::unique_ptr<trace::TraceWriter> writer_;
-    LogitsFile logits_{arguments_.save_logits};
+    std::optional<trace::OutputFile> logits_;  // of every step, one after the other
     SessionResult result_;
     int n_vocab_ = 0;
     int64_t n_steps_expected_ = 0;

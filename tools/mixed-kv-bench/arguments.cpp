@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "common/command_line.h"
 #include "common/cpu_topology.h"
+#include "common/run_tool.h"
 #include "kernels/contract.h"
 #include "mixed_kv/cold_format.h"
 #include "mixed_kv/error.h"
@@ -49,75 +49,53 @@ struct Texts {
     bool json = false, csv = false, markdown = false;
 };
 
-CLI::Option* list(CLI::Option* option) { return option->delimiter(',')->expected(1, 64); }
-
-void add_common(CLI::App& app, BenchArguments& bench, Texts& texts) {
-    list(app.add_option("--k", texts.k, "Formats of cold K pages: " + format_names()))
-        ->type_name("FMT")
-        ->capture_default_str();
-    list(app.add_option("--v", texts.v,
-                        "Formats of cold V pages; as many as --k: pairs, else all combinations"))
-        ->type_name("FMT")
-        ->capture_default_str();
-    app.add_option("--threads,-t", texts.threads, "Threads (default: the number of cores)")
-        ->check(CLI::Range(1, kMaxThreads));
-    app.add_option("--isa", texts.isa, "Kernel set (default: MIXED_KV_ISA, else the fastest)")
-        ->type_name("NAME");
-    list(app.add_option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none"))
-        ->type_name("TYPE")
-        ->capture_default_str();
-    app.add_option("--host-placements", bench.host_placements,
-                   "How often the host's caches are created, in other memory each time; the fastest counts")
-        ->capture_default_str()
-        ->check(CLI::Range(1, kMaxPlacements));
-    app.add_flag("--json", texts.json, "Print one JSON object");
-    app.add_flag("--csv", texts.csv, "Print CSV");
-    app.add_flag("--md", texts.markdown, "Print Markdown tables");
+void add_common(CommandLine& command, BenchArguments& bench, Texts& texts) {
+    command.option("--k", texts.k, "Formats of cold K pages: " + format_names()).value_name("FMT");
+    command.option("--v", texts.v, "Formats of cold V pages; as many as --k: pairs, else all combinations")
+        .value_name("FMT");
+    command.option("--threads,-t", texts.threads, "Threads (default: the number of cores)")
+        .range(1, kMaxThreads);
+    command.option("--isa", texts.isa, "Kernel set (default: MIXED_KV_ISA, else the fastest)")
+        .value_name("NAME");
+    command.option("--host", texts.host, "Host cache types to compare with: f16, q8_0, q4_0, or none")
+        .value_name("TYPE");
+    command
+        .option("--host-placements", bench.host_placements,
+                "How often the host's caches are created, in other memory each time; the fastest counts")
+        .range(1, kMaxPlacements);
+    command.flag("--json", texts.json, "Print one JSON object");
+    command.flag("--csv", texts.csv, "Print CSV");
+    command.flag("--md", texts.markdown, "Print Markdown tables");
 }
 
-void add_measuring(CLI::App& app, BenchArguments& bench) {
-    app.add_option(
-           "--rotate-mib", bench.rotation_mib,
-           "Least MiB that every measurement rotates through; from 1024 on at least twice the last-level "
-           "cache. Less may measure caches, and the output says so")
-        ->capture_default_str()
-        ->check(CLI::Range(std::size_t(1), std::size_t(1) << 20));
-    app.add_option("--rounds", bench.n_rounds, "Interleaved rounds; medians and quartiles are over these")
-        ->capture_default_str()
-        ->check(CLI::Range(kMinRounds, 10000));
+void add_measuring(CommandLine& command, BenchArguments& bench) {
+    command
+        .option(
+            "--rotate-mib", bench.rotation_mib,
+            "Least MiB that every measurement rotates through; from 1024 on at least twice the last-level "
+            "cache. Less may measure caches, and the output says so")
+        .range(1, 1 << 20);
+    command.option("--rounds", bench.n_rounds, "Interleaved rounds; medians and quartiles are over these")
+        .range(kMinRounds, 10000);
 }
 
-void add_model(CLI::App& app, BenchArguments& bench, Texts& texts) {
+void add_model(CommandLine& command, BenchArguments& bench, Texts& texts) {
     const Settings defaults = Settings::from_environment();
     bench.window = defaults.window;
     bench.sinks = defaults.sinks;
     texts.k = {std::string(format_name(defaults.key_format))};
     texts.v = {std::string(format_name(defaults.value_format))};
-    app.add_option("-m,--model", bench.model, "GGUF model")->required()->type_name("FILE");
-    app.add_option("--window", bench.window, "Newest rows kept in FP16")
-        ->capture_default_str()
-        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
-    app.add_option("--sinks", bench.sinks, "First rows kept in FP16")
-        ->capture_default_str()
-        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
+    command.option("-m,--model", bench.model, "GGUF model").required().value_name("FILE");
+    command.option("--window", bench.window, "Newest rows kept in FP16").at_least(0);
+    command.option("--sinks", bench.sinks, "First rows kept in FP16").at_least(0);
 }
 
-void add_shape(CLI::App& app, BenchArguments& bench) {
-    app.add_option("--head-dim", bench.head_dim, "Channels of a head")
-        ->capture_default_str()
-        ->check(CLI::Range(1, kernels::kMaxHeadDim));
-    app.add_option("--n-head", bench.n_head, "Query heads")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 1024));
-    app.add_option("--n-head-kv", bench.n_head_kv, "K and V heads")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 1024));
-    list(app.add_option("--n-q", bench.n_q, "Query rows per sequence, the last tokens of it"))
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t(1), kMaxRows));
-    list(app.add_option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own"))
-        ->capture_default_str()
-        ->check(CLI::Range(1, 256));
+void add_shape(CommandLine& command, BenchArguments& bench) {
+    command.option("--head-dim", bench.head_dim, "Channels of a head").range(1, kernels::kMaxHeadDim);
+    command.option("--n-head", bench.n_head, "Query heads").range(1, 1024);
+    command.option("--n-head-kv", bench.n_head_kv, "K and V heads").range(1, 1024);
+    command.option("--n-q", bench.n_q, "Query rows per sequence, the last tokens of it").range(1, kMaxRows);
+    command.option("--n-seq", bench.n_seq, "Sequences, each with a stream of its own").range(1, 256);
 }
 
 void check_shape(const BenchArguments& bench) {
@@ -215,90 +193,70 @@ std::vector<std::pair<std::string, std::string>> BenchArguments::formats() const
 std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
     BenchArguments attention, prefill, model, prompt;
     Texts attention_texts, prefill_texts, model_texts, prompt_texts;
-    CLI::App app("Measures attention and whole models with the mixed KV cache beside llama.cpp's own caches.",
-                 "mixed-kv-bench");
-    app.require_subcommand(1);
+    CommandLine command("mixed-kv-bench",
+                        "Measures attention and whole models with the mixed KV cache beside llama.cpp's own "
+                        "caches.");
 
-    CLI::App* a = app.add_subcommand("attention", "Decode attention: few query rows over a long cache");
+    CommandLine& a = command.subcommand("attention", "Decode attention: few query rows over a long cache");
     attention.n_kv = {32768};
     attention.host_placements = prefill.host_placements = 3;
     attention_texts.k = attention_texts.v = {"q4"};
-    add_shape(*a, attention);
-    list(a->add_option("--n-kv", attention.n_kv, "Cells per sequence"))
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t(1), kMaxRows));
-    a->add_option("--hot", attention.n_hot, "Newest rows of every sequence that are still FP16")
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*a, attention, attention_texts);
-    add_measuring(*a, attention);
+    add_shape(a, attention);
+    a.option("--n-kv", attention.n_kv, "Cells per sequence").range(1, kMaxRows);
+    a.option("--hot", attention.n_hot, "Newest rows of every sequence that are still FP16")
+        .range(0, kMaxRows);
+    add_common(a, attention, attention_texts);
+    add_measuring(a, attention);
 
-    CLI::App* p = app.add_subcommand("prefill",
-                                     "Prompt attention: a ubatch of query rows at a depth, its own rows hot");
+    CommandLine& p = command.subcommand(
+        "prefill", "Prompt attention: a ubatch of query rows at a depth, its own rows hot");
     prefill.mode = BenchMode::prefill;
     prefill.n_q = {512};
     prefill.depths = {8192};
     prefill_texts.k = prefill_texts.v = {"q4"};
-    add_shape(*p, prefill);
-    list(p->add_option("--depth", prefill.depths, "Cells before the ubatch"))
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    add_common(*p, prefill, prefill_texts);
-    add_measuring(*p, prefill);
+    add_shape(p, prefill);
+    p.option("--depth", prefill.depths, "Cells before the ubatch").range(0, kMaxRows);
+    add_common(p, prefill, prefill_texts);
+    add_measuring(p, prefill);
 
-    CLI::App* m = app.add_subcommand(
+    CommandLine& m = command.subcommand(
         "model", "Tokens per second of a model at context depths, generating or reading a prompt");
     model.mode = BenchMode::model;
     model.depths = {0, 4096, 32768};
-    add_model(*m, model, model_texts);
-    list(m->add_option("--depths", model.depths, "Tokens in the cache before the measured ones"))
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t(0), kMaxRows));
-    m->add_option("--n-prompt", model.n_prompt,
-                  "Tokens of a step: 1 generates one by one, more is one ubatch of a prompt")
-        ->capture_default_str()
-        ->check(CLI::Range(1, kMaxPrompt));
-    list(m->add_option("--n-parallel", model.n_parallel,
-                       "Sequences that take each step together (-npl), every number a row of its own"))
-        ->capture_default_str()
-        ->check(CLI::Range(1, kMaxParallel));
-    m->add_flag("--kv-unified", model.kv_unified,
-                "Sequences share one stream of cells (-kvu), as in llama-server; else each has its own");
-    m->add_option("--svg", model.svg, "Plot tokens per second against depth into this file")
-        ->type_name("FILE");
-    add_common(*m, model, model_texts);
-    add_measuring(*m, model);
+    add_model(m, model, model_texts);
+    m.option("--depths", model.depths, "Tokens in the cache before the measured ones").range(0, kMaxRows);
+    m.option("--n-prompt", model.n_prompt,
+             "Tokens of a step: 1 generates one by one, more is one ubatch of a prompt")
+        .range(1, kMaxPrompt);
+    m.option("-npl,--n-parallel", model.n_parallel,
+             "sequences that take each step together, every number a row of its own")
+        .range(1, kMaxParallel);
+    m.flag("-kvu,--kv-unified", model.kv_unified,
+           "sequences share one stream of cells, as in llama-server; else each has its own");
+    m.option("--svg", model.svg, "Plot tokens per second against depth into this file").value_name("FILE");
+    add_common(m, model, model_texts);
+    add_measuring(m, model);
 
-    CLI::App* w = app.add_subcommand(
+    CommandLine& w = command.subcommand(
         "prompt", "A whole prompt from an empty context, ubatch by ubatch, and the text after it");
     prompt.mode = BenchMode::prompt;
     prompt.n_prompt = 32768;
     prompt_texts.host = {"f16"};
-    add_model(*w, prompt, prompt_texts);
-    w->add_option("--n-prompt", prompt.n_prompt, "Tokens of the prompt")
-        ->capture_default_str()
-        ->check(CLI::Range(1, int(kMaxRows)));
-    w->add_option("--n-ubatch", prompt.n_ubatch, "Tokens of a ubatch")
-        ->capture_default_str()
-        ->check(CLI::Range(1, kMaxPrompt));
-    w->add_option("--n-gen", prompt.n_gen, "Tokens generated after it")
-        ->capture_default_str()
-        ->check(CLI::Range(0, 4096));
-    w->add_option("--runs", prompt.n_runs, "Runs; medians of every ubatch are over these")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 1000));
-    w->add_option("--svg", prompt.svg, "Plot tokens per second of every ubatch into this file")
-        ->type_name("FILE");
-    add_common(*w, prompt, prompt_texts);
+    add_model(w, prompt, prompt_texts);
+    w.option("--n-prompt", prompt.n_prompt, "Tokens of the prompt").range(1, int(kMaxRows));
+    w.option("--n-ubatch", prompt.n_ubatch, "Tokens of a ubatch").range(1, kMaxPrompt);
+    w.option("--n-gen", prompt.n_gen, "Tokens generated after it").range(0, 4096);
+    w.option("--runs", prompt.n_runs, "Runs; medians of every ubatch are over these").range(1, 1000);
+    w.option("--svg", prompt.svg, "Plot tokens per second of every ubatch into this file").value_name("FILE");
+    add_common(w, prompt, prompt_texts);
 
-    if (parse_command_line(app, argc, argv, {{"-npl", "--n-parallel"}, {"-kvu", "--kv-unified"}}))
-        return std::nullopt;
-    const bool is_model = m->parsed(), is_prompt = w->parsed();
-    BenchArguments& bench = a->parsed() ? attention : p->parsed() ? prefill : is_model ? model : prompt;
-    finish_common(bench, a->parsed()   ? attention_texts
-                         : p->parsed() ? prefill_texts
-                         : is_model    ? model_texts
-                                       : prompt_texts);
+    if (!command.parse(argc, argv)) return std::nullopt;
+    const bool is_model = m.given(), is_prompt = w.given();
+    BenchArguments& bench = a.given() ? attention : p.given() ? prefill : is_model ? model : prompt;
+    finish_common(bench, a.given()   ? attention_texts
+                         : p.given() ? prefill_texts
+                         : is_model  ? model_texts
+                                     : prompt_texts);
     if (!is_model && !is_prompt) check_shape(bench);
     if (is_model) {
         std::sort(bench.depths.begin(), bench.depths.end());

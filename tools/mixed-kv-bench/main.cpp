@@ -1,14 +1,7 @@
 // mixed-kv-bench: speed of attention and of whole models with the mixed KV cache, beside llama.cpp's own
 // caches and beside what this machine's memory and arithmetic can do.
 
-#include <fmt/format.h>
-
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <stdexcept>
-
-#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "mixed-kv-bench/arguments.h"
 #include "mixed-kv-bench/attention_bench.h"
 #include "mixed-kv-bench/model_bench.h"
@@ -26,18 +19,17 @@ template <typename Report>
 void print(const Report& report, OutputFormat format) {
     switch (format) {
         case OutputFormat::json:
-            fmt::print("{}\n", dumped(to_json(report), 2));
+            write_stdout(dumped(to_json(report), 2) + "\n");
             break;
         case OutputFormat::csv:
-            fmt::print("{}", to_csv(report));
+            write_stdout(to_csv(report));
             break;
         case OutputFormat::text:
         case OutputFormat::markdown:
-            fmt::print("{}", to_table(report, format == OutputFormat::markdown));
+            write_stdout(to_table(report, format == OutputFormat::markdown));
             break;
     }
-    if (std::fflush(stdout) != 0)
-        throw std::runtime_error(fmt::format("cannot write: {}", std::strerror(errno)));
+    flush_stdout();  // the plot comes after it
 }
 
 int run(int argc, char** argv) {

@@ -12,7 +12,7 @@
 #include "common/llama_log.h"
 #include "mixed_kv/error.h"
 #include "mixed_kv/isa.h"
-#include "mixed_kv/settings.h"
+#include "mixed_kv/setting_table.h"
 
 namespace mixed_kv::tools {
 
@@ -187,29 +187,19 @@ void examine_cpu(const std::optional<Plugin>& plugin, Diagnosis& diagnosis) {
 void examine_settings(Diagnosis& diagnosis) {
     Finding finding = {.key = "settings", .heading = "settings", .facts = nlohmann::ordered_json::object()};
     Settings settings;
-    bool understood = true;
     try {
         settings = Settings::from_environment();
     } catch (const Error& error) {
-        understood = false;
         diagnosis.problems.push_back({error.what(), "correct the variable, or unset it (docs/settings.md)"});
         settings = Settings::from_environment([](const char*) { return std::nullopt; });
     }
-    const auto add = [&](const char* name, const std::string& value) {
-        const std::optional<std::string> given = environment(name);
-        const std::string shown = given && !understood ? *given : value;
-        finding.lines.push_back(fmt::format("{:<26}{:<9} {}", name, shown, given ? "set" : "default"));
-        finding.facts[name] = {{"value", shown}, {"set", given.has_value()}};
-    };
-    add("GGML_MIXED_KV", settings.preset);
-    add("GGML_MIXED_KV_WINDOW", std::to_string(settings.window));
-    add("GGML_MIXED_KV_SINKS", std::to_string(settings.sinks));
-    add("GGML_MIXED_KV_K", std::string(format_name(settings.key_format)));
-    add("GGML_MIXED_KV_V", std::string(format_name(settings.value_format)));
-    for (const char* name : {"GGML_MIXED_KV_LAYERS", "GGML_MIXED_KV_BITS", "GGML_MIXED_KV_CALIBRATION"}) {
-        add(name, environment(name).value_or("-"));
+    for (const Setting& setting : setting_table()) {
+        const std::optional<std::string> given = environment(setting.variable);
+        const std::string value = given ? *given : setting.shown(settings);
+        finding.lines.push_back(
+            fmt::format("{:<26}{:<9} {}", setting.variable, value, given ? "set" : "default"));
+        finding.facts[setting.variable] = {{"value", value}, {"set", given.has_value()}};
     }
-    add("GGML_MIXED_KV_VERBOSE", std::to_string(settings.verbose));
     diagnosis.findings.push_back(std::move(finding));
 }
 

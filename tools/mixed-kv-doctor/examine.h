@@ -46,4 +46,7 @@ struct ModelQuestion {
 // What a model would get: creates its cache with the plugin and asks the plugin about it.
 void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& diagnosis);
 
+// What examine_model threw, with advice about what it names: a setting, or the model.
+Problem problem_with_model(const std::string& what);
+
 }  // namespace mixed_kv::tools

@@ -6,6 +6,7 @@
 #include "common/llama_log.h"
 #include "mixed-kv-doctor/examine.h"
 #include "mixed_kv/cold_format.h"
+#include "mixed_kv/setting_table.h"
 
 namespace mixed_kv::tools {
 
@@ -37,6 +38,18 @@ std::string fate(const mixed_kv_tensor_info& tensor) {
 }
 
 }  // namespace
+
+Problem problem_with_model(const std::string& what) {
+    // A setting that was refused is named in the line.
+    const Setting* named = nullptr;
+    for (const Setting& setting : setting_table()) {
+        if (what.find(std::string(setting.variable) + "=") != std::string::npos) named = &setting;
+    }
+    if (named == nullptr) return {what, "correct -m or -c; -v shows llama.cpp's log"};
+    return {what, fmt::format("{} {} ({}), or ask for a shorter context (-c)",
+                              named->name == std::string_view("limit_mb") ? "raise" : "change",
+                              named->variable, named->accepted())};
+}
 
 void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& diagnosis) {
     (void)plugin.new_report_lines();

@@ -80,7 +80,15 @@ Calibration calibrate(const std::string& model_name, const Plugin& plugin, llama
                                               probes.begin() + std::ptrdiff_t(end));
         const Evaluation evaluation =
             evaluate(some, plugin, nullptr, plugin_model, tokens, evaluation_options, [](int, int) {});
-        for (const Result& result : evaluation.results) kld[result.name] = result.divergence.kld_mean;
+        for (const Result& result : evaluation.results) {
+            if (!result.cold) {
+                throw std::runtime_error(
+                    fmt::format("nothing was cold where {} was scored, so nothing can be calibrated: give a "
+                                "smaller --ubatch (now {}) or a longer -c (now {})",
+                                result.name, options.n_ubatch, options.n_ctx));
+            }
+            kld[result.name] = result.divergence.kld_mean;
+        }
         progress(int(end), int(probes.size()));
     }
 

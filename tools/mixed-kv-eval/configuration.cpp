@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "mixed_kv/settings.h"
 
 namespace mixed_kv::tools {
@@ -114,6 +114,11 @@ std::vector<mixed_kv_tensor_info> EvaluatedCache::tensors() const {
     const std::size_t first = std::min(first_tensor_, all.size());
     const std::size_t last = std::min(first + n_tensors_, all.size());
     return {all.begin() + std::ptrdiff_t(first), all.begin() + std::ptrdiff_t(last)};
+}
+
+bool EvaluatedCache::has_cold_rows() const {
+    const auto all = ours_ ? tensors() : std::vector<mixed_kv_tensor_info>();
+    return std::any_of(all.begin(), all.end(), [](const auto& tensor) { return tensor.cold_bytes > 0; });
 }
 
 double EvaluatedCache::kv_bytes() const {

@@ -44,6 +44,8 @@ class EvaluatedCache {
     std::vector<mixed_kv_tensor_info> tensors() const;
     // Stored bits per value of the live rows now, everything included; host caches: their type's.
     double bits_per_value() const;
+    // Rows that are stored in a cold format now; never of the host's.
+    bool has_cold_rows() const;
     // Bytes of storage of the live rows now.
     double kv_bytes() const;
 

@@ -43,6 +43,7 @@ void append(ChunkResult& sum, const ChunkResult& chunk) {
     sum.bits_sum += chunk.bits_sum;
     sum.n_bits += chunk.n_bits;
     sum.kv_bytes = chunk.kv_bytes;
+    sum.cold = sum.cold || chunk.cold;
 }
 
 // What the results depend on besides the configuration and the number of the context.
@@ -120,6 +121,11 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
         for (Candidate* candidate : running) llama_memory_clear(candidate->cache->context().memory(), true);
         for (int first = 0; first < options.n_ctx; first += options.n_ubatch) {
             const int n = std::min(options.n_ubatch, options.n_ctx - first);
+            for (std::size_t i = 0; i < running.size(); ++i) {
+                // What this ubatch attends to beside its own rows.
+                if (first + n > options.n_ctx / 2 && running[i]->cache->has_cold_rows())
+                    results[i].cold = true;
+            }
             decode_all(reference->context().get(), chunk.data() + first, n, first);
             const int first_scored = std::max(first, options.n_ctx / 2);
             const int n_scored = std::max(0, first + n - first_scored);
@@ -154,6 +160,7 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
         r.bits_per_value = candidate.sum.bits_sum / double(std::max<std::size_t>(1, candidate.sum.n_bits));
         r.kv_bytes = candidate.sum.kv_bytes;
         r.n_chunks = n_chunks;
+        r.cold = candidate.sum.cold;
         if (r.name == kNoise) {
             evaluation.noise_floor = r.divergence.kld_mean;
             continue;

@@ -35,6 +35,8 @@ std::optional<double> resolved_ratio(double kld, double baseline, double noise_f
     return kld / baseline;
 }
 
+bool nothing_was_cold(const Result& result) { return !result.cold && result.name.rfind("mixed", 0) == 0; }
+
 nlohmann::json to_json(const EvaluationReport& report) {
     const Result* baseline = find(report.evaluation.results, report.baseline);
     nlohmann::json configs = nlohmann::json::array();
@@ -52,6 +54,7 @@ nlohmann::json to_json(const EvaluationReport& report) {
             {"rms_delta_p", r.divergence.rms_delta_p},
             {"ppl", r.divergence.ppl},
             {"kv_bytes", r.kv_bytes},
+            {"cold", r.cold},
         };
         if (baseline != nullptr) {
             const auto ratio = resolved_ratio(r.divergence.kld_mean, baseline->divergence.kld_mean,
@@ -116,6 +119,9 @@ std::string to_markdown(const EvaluationReport& report) {
             text += greedy == nullptr ? " - |" : fmt::format(" {:.1f} |", greedy->mean());
         }
         text += '\n';
+    }
+    for (const Result& r : evaluation.results) {
+        if (nothing_was_cold(r)) text += fmt::format("\n{}: nothing was cold where it was scored\n", r.name);
     }
     if (unresolved) text += "\n(*) below three times the noise floor: not resolved\n";
     return text;

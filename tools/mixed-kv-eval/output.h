@@ -23,6 +23,10 @@ struct EvaluationReport {
 // A ratio of two mean KLDs. nullopt: not resolved, one of them is below three times the noise floor.
 std::optional<double> resolved_ratio(double kld, double baseline, double noise_floor);
 
+// A result of our cache that says nothing about cold rows, since there were none. Not of "f16", which has
+// none.
+bool nothing_was_cold(const Result& result);
+
 nlohmann::json to_json(const EvaluationReport& report);
 // A Markdown table; figures below three times the noise floor are marked.
 std::string to_markdown(const EvaluationReport& report);

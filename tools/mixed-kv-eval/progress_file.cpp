@@ -28,6 +28,7 @@ ProgressFile::ProgressFile(const std::string& path, std::string key) : path_(pat
                 result.bits_sum = json.at("bits_sum").get<double>();
                 result.n_bits = json.at("n_bits").get<std::size_t>();
                 result.kv_bytes = json.at("kv_bytes").get<double>();
+                result.cold = json.value("cold", true);  // files of earlier builds do not say
                 done_[{json.at("name").get<std::string>(), json.at("chunk").get<int>()}] = std::move(result);
             } catch (const nlohmann::json::exception&) {
                 throw std::runtime_error(
@@ -53,7 +54,8 @@ void ProgressFile::add(const std::string& configuration, int chunk, const ChunkR
                                      {"divergence", result.divergence.to_json()},
                                      {"bits_sum", result.bits_sum},
                                      {"n_bits", result.n_bits},
-                                     {"kv_bytes", result.kv_bytes}};
+                                     {"kv_bytes", result.kv_bytes},
+                                     {"cold", result.cold}};
         out_ << json.dump() << std::endl;
         if (!out_) throw std::runtime_error(fmt::format("cannot write {}", path_));
     }

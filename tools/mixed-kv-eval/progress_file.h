@@ -17,6 +17,7 @@ struct ChunkResult {
     double bits_sum = 0;  // bits per value, summed over n_bits scored positions
     std::size_t n_bits = 0;
     double kv_bytes = 0;  // at the end of the context
+    bool cold = false;    // some row was cold when a position was scored
 };
 
 // The results of a run by configuration and context, one JSON object a line, so that a run can be taken up

@@ -4,12 +4,10 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cstdio>
-
 #include "common/backends.h"
-#include "common/command_line.h"
 #include "common/llama_log.h"
 #include "common/resident_memory.h"
+#include "common/run_tool.h"
 #include "mixed-kv-run/arguments.h"
 #include "mixed-kv-run/generation.h"
 #include "mixed-kv-run/output.h"
@@ -17,20 +15,6 @@
 namespace mixed_kv::tools {
 
 namespace {
-
-// The plugin's own words for why it is not there, or the loader's.
-[[noreturn]] void throw_plugin_missing(const BackendPaths& paths) {
-    std::vector<std::string> said = take_plugin_lines();
-    for (std::string& line : take_logged_errors()) {
-        said.push_back(std::move(line));
-    }
-    if (paths.plugin.empty()) {
-        throw std::runtime_error(
-            "no libggml-mixed-kv.so beside this program, and GGML_BACKEND_PATH is not set");
-    }
-    throw std::runtime_error("the plugin " + paths.plugin + " was not loaded" +
-                             (said.empty() ? "" : ": " + said.front()) + " (mixed-kv-doctor says more)");
-}
 
 RunEvents make_events(const RunArguments& arguments) {
     RunEvents events;
@@ -56,8 +40,8 @@ RunEvents make_events(const RunArguments& arguments) {
     };
     events.on_text = [&arguments](const std::string& text) {
         if (!arguments.json) {
-            std::fwrite(text.data(), 1, text.size(), stdout);
-            std::fflush(stdout);
+            write_stdout(text);
+            flush_stdout();
         }
     };
     return events;
@@ -71,8 +55,8 @@ void announce(const RunArguments& arguments, const char* what) {
 
 void end_text(const RunArguments& arguments, const RunResult& result) {
     if (!arguments.json) {
-        fmt::print("\n");
-        std::fflush(stdout);
+        write_stdout("\n");
+        flush_stdout();
     }
     if (result.context_full) {
         fmt::print(stderr, "mixed-kv-run: stopped: the context of {} tokens is full\n", result.n_ctx);
@@ -91,10 +75,7 @@ int run(int argc, char** argv) {
     load_backends(paths, arguments.mixed ? PluginUse::load : PluginUse::leave_out);
     std::optional<Plugin> plugin;
     if (arguments.mixed) {
-        plugin = Plugin::find();
-        if (!plugin) {
-            throw_plugin_missing(paths);
-        }
+        plugin = Plugin::require(paths);
     }
 
     const RunEvents events = make_events(arguments);
@@ -143,7 +124,7 @@ int run(int argc, char** argv) {
             difference ? nlohmann::ordered_json(*difference) : nlohmann::ordered_json(nullptr);
     }
     // A generated text may end inside a character.
-    fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    write_stdout(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     return kExitOk;
 }
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/command_line.h"
+#include "common/run_tool.h"
 #include "mixed-kv-stress/run.h"
 #include "random_model.h"
 
@@ -69,35 +70,26 @@ std::string architecture_of(const Arguments& arguments, std::uint64_t seed) {
 
 std::optional<Arguments> parse(int argc, char** argv) {
     Arguments a;
-    CLI::App app{
-        "Random operations on the plugin's cache and on llama.cpp's own side by side; exit status 0 only "
-        "when all "
-        "agree",
-        "mixed-kv-stress"};
-    app.add_option("--ops", a.n_ops, "operations in all")->capture_default_str()->check(CLI::PositiveNumber);
-    app.add_option("--seed", a.seed, "of the first run")->capture_default_str();
-    app.add_option("--seeds", a.n_seeds, "runs with consecutive seeds that share the operations")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    app.add_option("--contexts", a.n_contexts, "pairs of contexts alive at once")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 16));
-    app.add_option("-t,--threads", a.n_threads, "threads of each context")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 64));
-    app.add_option("--arch", a.architecture, "shape of the model")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"mix", "llama", "gemma2", "mpt", "deepseek2"}));
-    app.add_option("--only", a.only, "draw these operations only (comma-separated)")->delimiter(',');
-    app.add_option("--plant", a.plant,
+    CommandLine command(
+        "mixed-kv-stress",
+        "Random operations on the plugin's cache and on llama.cpp's own side by side; exit status 0 "
+        "only when all agree");
+    command.option("--ops", a.n_ops, "operations in all").at_least(1);
+    command.option("--seed", a.seed, "of the first run");
+    command.option("--seeds", a.n_seeds, "runs with consecutive seeds that share the operations").at_least(1);
+    command.option("--contexts", a.n_contexts, "pairs of contexts alive at once").range(1, 16);
+    command.option("-t,--threads", a.n_threads, "threads of each context").range(1, 64);
+    command.option("--arch", a.architecture, "shape of the model")
+        .one_of({"mix", "llama", "gemma2", "mpt", "deepseek2"});
+    command.option("--only", a.only, "draw these operations only (comma-separated)");
+    command.option("--plant", a.plant,
                    "after this operation overwrite rows of the plugin's cache: the run must fail");
-    app.add_option("--shrink-runs", a.shrink_runs, "runs spent on making a failing sequence shorter")
-        ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
-    app.add_flag("--json", a.json, "one JSON object on stdout");
-    app.add_flag("--list", a.list, "name the operations and exit");
-    app.add_flag("--verbose", a.verbose, "say every step");
-    if (parse_command_line(app, argc, argv, {})) return std::nullopt;
+    command.option("--shrink-runs", a.shrink_runs, "runs spent on making a failing sequence shorter")
+        .at_least(0);
+    command.flag("--json", a.json, "one JSON object on stdout");
+    command.flag("--list", a.list, "name the operations and exit");
+    command.flag("--verbose", a.verbose, "say every step");
+    if (!command.parse(argc, argv)) return std::nullopt;
     return a;
 }
 
@@ -129,7 +121,8 @@ int run(int argc, char** argv) {
     if (!parsed) return kExitOk;
     const Arguments& arguments = *parsed;
     if (arguments.list) {
-        for (const OpInfo& info : all_operations()) fmt::print("{:<18}{}\n", info.name, info.description);
+        for (const OpInfo& info : all_operations())
+            write_stdout(fmt::format("{:<18}{}\n", info.name, info.description));
         return kExitOk;
     }
     nlohmann::ordered_json failures = nlohmann::ordered_json::array();
@@ -184,11 +177,12 @@ int run(int argc, char** argv) {
         json["kept_rows"] = sum.kept_rows;
         json["seed"] = arguments.seed;
         json["seeds"] = arguments.n_seeds;
-        fmt::print("{}\n", json.dump(2));
+        write_stdout(json.dump(2) + "\n");
     } else {
-        fmt::print("{} operations, {}; largest NMSE {:.3g} (exact storage: {:.3g}), {:.2g} of the bound\n",
-                   done, pass ? "all passed" : fmt::format("{} seed(s) failed", failures.size()),
-                   sum.max_nmse, sum.max_nmse_exact, sum.max_share);
+        write_stdout(fmt::format(
+            "{} operations, {}; largest NMSE {:.3g} (exact storage: {:.3g}), {:.2g} of the bound\n", done,
+            pass ? "all passed" : fmt::format("{} seed(s) failed", failures.size()), sum.max_nmse,
+            sum.max_nmse_exact, sum.max_share));
     }
     return pass ? kExitOk : kExitFailure;
 }

@@ -13,15 +13,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
-#include <string_view>
+#include <string>
 #include <vector>
 
 #include "attention/item_runner.h"
+#include "common/command_line.h"
+#include "common/run_tool.h"
 #include "kernels/isa_list.h"
 #include "mixed_kv/cold_format.h"
 #include "mixed_kv/error.h"
@@ -38,8 +38,9 @@ std::size_t n_traced = 0;
 
 constexpr greg_t kTrapFlag = 0x100;
 
-[[noreturn]] void fail(const char* what, const char* which = "") {
-    std::fprintf(stderr, "page-trace: %s%s\n", what, which);
+// Also from signal handlers, where nothing can be thrown.
+[[noreturn]] void fail(const char* what) {
+    std::fprintf(stderr, "page-trace: error: %s\n", what);
     std::_Exit(1);
 }
 
@@ -257,39 +258,40 @@ void run(kernels::KernelSet set, const ColdFormat* k_format, const ColdFormat* v
     if (calls <= kTracedPage * calls_per_page) fail("the key kernel was not reached");
 }
 
-const kernels::KernelSet& set_named(const char* name) {
+const kernels::KernelSet& set_named(const std::string& name) {
     for (const kernels::KernelSet* set : kernels::kKernelSets) {
-        if (std::string_view(name) == set->name) return *set;
+        if (name == set->name) return *set;
     }
-    fail("this build has no ISA ", name);
+    throw tools::UsageError("this build has no ISA " + name);
 }
 
 // nullptr: f16.
-const ColdFormat* format_named(const char* name) {
+const ColdFormat* format_named(const std::string& name) {
     const ColdFormat* format = find_cold_format(name);
-    if (format == nullptr && std::string_view(name) != "f16") fail("unknown format ", name);
+    if (format == nullptr && name != "f16") throw tools::UsageError("unknown format " + name);
     return format;
 }
 
-int number(const char* text, int most) {
-    const char* end = text + std::strlen(text);
-    int n = 0;
-    if (std::from_chars(text, end, n).ptr != end || n < 1 || n > most) fail("no such number: ", text);
-    return n;
+int start(int argc, char** argv) {
+    tools::CommandLine command(
+        "page-trace",
+        "Prints the address of every instruction that attention executes for one page of K and V.");
+    std::string isa, k_format, v_format;
+    int head_dim = 0, n_rows = 0;
+    command.option("ISA", isa, "Kernel set").required();
+    command.option("K_FORMAT", k_format, "Format of K: f16 or a cold format other than q3 and q2").required();
+    command.option("V_FORMAT", v_format, "Format of V: f16 or a cold format").required();
+    command.option("HEAD_DIM", head_dim, "Channels of a head").required().range(1, kernels::kMaxHeadDim);
+    command.option("N_ROWS", n_rows, "Query rows of one head, at most one tile of them")
+        .required()
+        .range(1, kPages * kPageTokens);
+    if (!command.parse(argc, argv)) return tools::kExitOk;
+    run(set_named(isa), format_named(k_format), format_named(v_format), head_dim, n_rows);
+    return tools::kExitOk;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 6) {
-        std::fprintf(stderr, "usage: page-trace ISA K_FORMAT V_FORMAT HEAD_DIM N_ROWS\n");
-        return 2;
-    }
-    try {
-        run(set_named(argv[1]), format_named(argv[2]), format_named(argv[3]),
-            number(argv[4], kernels::kMaxHeadDim), number(argv[5], kPages * kPageTokens));
-    } catch (const Error& error) {  // zeros are no block
-        fail(error.what());
-    }
-    return 0;
+    return tools::run_tool("page-trace", [&] { return start(argc, argv); });
 }
