@@ -6,6 +6,9 @@
 # client, slow; ci-short marks the short form of a slow suite.
 include(GoogleTest)
 
+# The tests' own code is templates of GoogleTest around calls of what is tested, which keeps its optimisation.
+set(MIXED_KV_TEST_FLAGS -O1)
+
 function(mixed_kv_add_test)
     cmake_parse_arguments(PARSE_ARGV 0 arg "WHOLE" "NAME;TIMEOUT" "SOURCES;LIBS;LABELS;ENV")
     if(arg_UNPARSED_ARGUMENTS OR NOT arg_NAME OR NOT arg_SOURCES)
@@ -21,6 +24,7 @@ function(mixed_kv_add_test)
         set(arg_LABELS unit)
     endif()
     add_executable(${arg_NAME} ${arg_SOURCES})
+    target_compile_options(${arg_NAME} PRIVATE ${MIXED_KV_TEST_FLAGS})
     target_link_libraries(${arg_NAME} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest GTest::gtest_main)
     if(arg_WHOLE)
         add_test(NAME ${arg_NAME} COMMAND ${arg_NAME})
