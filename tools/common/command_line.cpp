@@ -278,6 +278,10 @@ bool CommandLine::parse(int argc, char** argv) {
     const auto refuse = [](const std::string& what) {
         throw UsageError(what + " (--help lists the options)");
     };
+    const auto missing_subcommand = [&]() -> std::string {
+        if (names.empty() || !app.get_subcommands().empty()) return "";
+        return "; no subcommand: give one of " + joined(names, ", ");
+    };
     try {
         app.parse(arguments);
     } catch (const CLI::CallForVersion& version) {
@@ -292,10 +296,9 @@ bool CommandLine::parse(int argc, char** argv) {
         write_stdout(app.help());
         return false;
     } catch (const CLI::ParseError& error) {
-        refuse(error.what());
+        refuse(error.what() + missing_subcommand());
     }
-    if (!names.empty() && app.get_subcommands().empty())
-        refuse("no subcommand: give one of " + joined(names, ", "));
+    if (const std::string missing = missing_subcommand(); !missing.empty()) refuse(missing.substr(2));
     for (const State* part : parts) {
         if (part->app->count() == 0 && part != state_.get()) continue;
         for (const Option::State& option : part->options) {
