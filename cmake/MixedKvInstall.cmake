@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 
 set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/mixed_kv")
 
-if(TARGET mixed_kv_core)
+if(TARGET mixed_kv_core AND NOT MIXED_KV_PREBUILT_CORE)
     # EXPORT_NAME makes the installed target mixed_kv::mixed_kv, the alias of this tree.
     set_target_properties(mixed_kv_core PROPERTIES EXPORT_NAME mixed_kv)
     target_compile_features(mixed_kv_core PUBLIC cxx_std_20) # the public headers use it
@@ -57,7 +57,12 @@ function(_mixed_kv_install_executables directory)
     foreach(target IN LISTS targets)
         get_target_property(type ${target} TYPE)
         if(type STREQUAL "EXECUTABLE")
-            install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
+            set(destination "${CMAKE_INSTALL_BINDIR}")
+            get_target_property(is_helper ${target} MIXED_KV_HELPER)
+            if(is_helper)
+                set(destination "${CMAKE_INSTALL_LIBDIR}/ggml-mixed-kv")
+            endif()
+            install(TARGETS ${target} RUNTIME DESTINATION "${destination}" COMPONENT tools)
         endif()
     endforeach()
     get_property(subdirectories DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)

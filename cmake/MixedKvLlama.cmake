@@ -1,6 +1,6 @@
 # Finds llama.cpp and defines
 #   llama_cpp::headers     include folders and the definitions below
-#   llama_cpp::ggml_base   libggml-base: tensors, backends, buffers (all that the plugin links)
+#   llama_cpp::ggml_base   libggml-base: tensors, backends, buffers
 #   llama_cpp::ggml        libggml: the backend registry and loader
 #   llama_cpp::llama       libllama
 # and the variables, also compile definitions (strings) of llama_cpp::headers,
@@ -41,13 +41,46 @@ if(MIXED_KV_LLAMA_SOURCE)
     list(PREPEND _header_roots "${_source}")
 endif()
 
+# --- versions of ggml by their sources ---------------------------------------------------------------------
+
+# The version that the ggml in a llama.cpp source tree gives itself; empty for headers without their CMakeLists.txt.
+function(mixed_kv_ggml_version_of tree out)
+    set(numbers)
+    if(EXISTS "${tree}/ggml/CMakeLists.txt")
+        file(STRINGS "${tree}/ggml/CMakeLists.txt" lines REGEX "^set\\(GGML_VERSION_(MAJOR|MINOR|PATCH) ")
+        foreach(line IN LISTS lines)
+            string(REGEX MATCH "[0-9]+" number "${line}")
+            list(APPEND numbers "${number}")
+        endforeach()
+    endif()
+    list(JOIN numbers "." version)
+    set(${out} "${version}" PARENT_SCOPE)
+endfunction()
+
+# Headers of another release, for a plugin of its interface: its libraries are not needed for that.
+function(mixed_kv_add_llama_headers tree out_target out_version)
+    if(NOT EXISTS "${tree}/ggml/src/ggml-backend-impl.h")
+        message(FATAL_ERROR "MIXED_KV_ALSO_LLAMA_SOURCE: not a llama.cpp source tree "
+                            "(no ggml/src/ggml-backend-impl.h): ${tree}")
+    endif()
+    mixed_kv_ggml_version_of("${tree}" version)
+    set(target llama_cpp::headers-${version})
+    add_library(${target} INTERFACE IMPORTED GLOBAL)
+    set(definitions GGML_SHARED GGML_BACKEND_SHARED "MIXED_KV_GGML_VERSION=\"${version}\"" "MIXED_KV_GGML_COMMIT=\"source\"")
+    set_target_properties(${target} PROPERTIES
+        INTERFACE_INCLUDE_DIRECTORIES "${tree}/ggml/include;${tree}/ggml/src"
+        INTERFACE_COMPILE_DEFINITIONS "${definitions}")
+    set(${out_target} ${target} PARENT_SCOPE)
+    set(${out_version} ${version} PARENT_SCOPE)
+endfunction()
+
 # --- libraries ---------------------------------------------------------------------------------------------
 
 # Globbed, not find_library: the pinned libraries carry the release in their file names, and nothing outside
 # the given root may be picked up instead.
 function(_mixed_kv_find_shared out stem)
     foreach(dir IN LISTS _lib_dirs)
-        file(GLOB found "${dir}/lib${stem}.so" "${dir}/lib${stem}.v*.so" "${dir}/lib${stem}.so.*")
+        file(GLOB found "${dir}/lib${stem}.so" "${dir}/lib${stem}.v*.so" "${dir}/lib${stem}.b*.so" "${dir}/lib${stem}.so.*")
         if(found)
             list(GET found 0 first)
             set(${out} "${first}" PARENT_SCOPE)
@@ -115,8 +148,7 @@ _mixed_kv_import(llama_cpp::llama "${_llama_file}" llama_cpp::ggml llama_cpp::gg
 
 # --- which ggml is it? -------------------------------------------------------------------------------------
 
-# A plugin binary fits exactly one ggml. Only the library itself knows its version and commit, so ask it. The
-# answer is cached for the file it came from.
+# Only the library itself knows its version and commit, so ask it. The answer is cached for the file it came from.
 file(TIMESTAMP "${_ggml_base_file}" _ggml_base_time "%Y%m%d%H%M%S")
 set(_ggml_identity "${_ggml_base_file}|${_ggml_base_time}")
 if(NOT "${MIXED_KV_GGML_IDENTITY}" STREQUAL "${_ggml_identity}")
@@ -145,19 +177,12 @@ int main() { std::printf("%s\n%s\n", ggml_version(), ggml_commit()); }
 endif()
 
 # Headers of another version compile and then crash: private structs change from release to release.
-if(EXISTS "${_ggml_private_dir}/../CMakeLists.txt")
-    set(_source_version)
-    file(STRINGS "${_ggml_private_dir}/../CMakeLists.txt" _version_lines REGEX "^set\\(GGML_VERSION_(MAJOR|MINOR|PATCH) ")
-    foreach(_line IN LISTS _version_lines)
-        string(REGEX MATCH "[0-9]+" _number "${_line}")
-        list(APPEND _source_version "${_number}")
-    endforeach()
-    list(JOIN _source_version "." _source_version)
-    string(REGEX MATCH "^[0-9.]+" _library_version "${MIXED_KV_GGML_VERSION}")
-    if(_source_version AND NOT _source_version VERSION_EQUAL _library_version)
-        message(FATAL_ERROR "llama.cpp's libraries in ${MIXED_KV_LLAMA_LIB_DIR} are ggml ${MIXED_KV_GGML_VERSION}, "
-                            "the headers in ${_ggml_private_dir} are ggml ${_source_version}: both must be one version")
-    endif()
+set(MIXED_KV_LLAMA_HEADERS "${_ggml_private_dir}/../..")
+mixed_kv_ggml_version_of("${MIXED_KV_LLAMA_HEADERS}" _source_version)
+string(REGEX MATCH "^[0-9.]+" _library_version "${MIXED_KV_GGML_VERSION}")
+if(_source_version AND NOT _source_version VERSION_EQUAL _library_version)
+    message(FATAL_ERROR "llama.cpp's libraries in ${MIXED_KV_LLAMA_LIB_DIR} are ggml ${MIXED_KV_GGML_VERSION}, "
+                        "the headers in ${_ggml_private_dir} are ggml ${_source_version}: both must be one version")
 endif()
 
 set_property(TARGET llama_cpp::headers APPEND PROPERTY INTERFACE_COMPILE_DEFINITIONS

@@ -53,6 +53,12 @@ void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
     }
 }
 
+// Where a ggml asks for it (since 0.20), the loader would stop mapping model files without it.
+template <typename Caps>
+void allow_mapping(Caps& caps) {
+    if constexpr (requires { caps.mmap_support; }) caps.mmap_support = true;
+}
+
 enum ggml_backend_dev_type get_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_IGPU; }
 
 void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
@@ -61,8 +67,7 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     props->description = get_description(dev);
     props->type = get_type(dev);
     get_memory(dev, &props->memory_free, &props->memory_total);
-    // Without mmap_support the loader would stop mapping model files.
-    props->caps.mmap_support = true;
+    allow_mapping(props->caps);
 }
 
 ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) { return new_backend(dev); }

@@ -16,6 +16,8 @@ ggml_backend_dev_t device();
 // The settings of caches created now: the environment's as read when the plugin was loaded, or what
 // configure() put in their place. Throws Error, each time, when they were refused.
 Settings settings();
+// Why the environment's were refused; empty when they were not.
+const std::string& settings_refusal();
 // "window=128,k=q4": see mixed_kv_api.configure. Throws Error and changes nothing when text is wrong.
 void configure(const std::string& text);
 // Of what configure() sets.

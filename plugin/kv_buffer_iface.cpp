@@ -82,19 +82,20 @@ void clear(ggml_backend_buffer_t buffer, uint8_t value) {
     guarded(get(buffer), "clearing the cache", [&] { get(buffer).clear(value); });
 }
 
-const ggml_backend_buffer_i kBufferInterface = {
-    .free_buffer = free_buffer,
-    .get_base = get_base,
-    .init_tensor = init_tensor,
-    .memset_tensor = memset_tensor,
-    .set_tensor = set_tensor,
-    .get_tensor = get_tensor,
-    .set_tensor_2d = nullptr,
-    .get_tensor_2d = nullptr,
-    .cpy_tensor = cpy_tensor,
-    .clear = clear,
-    .reset = nullptr,
-};
+// Assigned by name: which members there are besides these depends on the ggml. They stay null, which they
+// may.
+ggml_backend_buffer_i buffer_interface() {
+    ggml_backend_buffer_i interface = {};
+    interface.free_buffer = free_buffer;
+    interface.get_base = get_base;
+    interface.init_tensor = init_tensor;
+    interface.memset_tensor = memset_tensor;
+    interface.set_tensor = set_tensor;
+    interface.get_tensor = get_tensor;
+    interface.cpy_tensor = cpy_tensor;
+    interface.clear = clear;
+    return interface;
+}
 
 const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME; }
 
@@ -108,7 +109,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
         if (is_for_recurrent_state(size) && HostCpu::device() != nullptr)
             return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(HostCpu::device()), size);
         auto buffer = std::make_unique<KvBuffer>(size, settings());
-        ggml_backend_buffer_t result = ggml_backend_buffer_init(type, kBufferInterface, buffer.get(), size);
+        ggml_backend_buffer_t result = ggml_backend_buffer_init(type, buffer_interface(), buffer.get(), size);
         if (result == nullptr) return result;
         buffer.release();
         note_cache();
@@ -133,19 +134,16 @@ bool is_host(ggml_backend_buffer_type_t) { return false; }
 }  // namespace
 
 ggml_backend_buffer_type_t buffer_type() {
-    static ggml_backend_buffer_type type = {
-        .iface =
-            {
-                .get_name = type_name,
-                .alloc_buffer = alloc_buffer,
-                .get_alignment = get_alignment,
-                .get_max_size = nullptr,
-                .get_alloc_size = get_alloc_size,
-                .is_host = is_host,
-            },
-        .device = device(),
-        .context = nullptr,
-    };
+    static ggml_backend_buffer_type type = [] {
+        ggml_backend_buffer_type t = {};
+        t.iface.get_name = type_name;
+        t.iface.alloc_buffer = alloc_buffer;
+        t.iface.get_alignment = get_alignment;
+        t.iface.get_alloc_size = get_alloc_size;
+        t.iface.is_host = is_host;
+        t.device = device();
+        return t;
+    }();
     return &type;
 }
 

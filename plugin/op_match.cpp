@@ -5,6 +5,8 @@
 #include <new>
 
 #include "fitting.h"
+#include "ggml_contract/devices.h"
+#include "ggml_contract/ops.h"
 #include "host_cpu.h"
 #include "kernels/contract.h"
 #include "rope_shift.h"
@@ -13,8 +15,8 @@ namespace mixed_kv::plugin {
 namespace {
 
 bool is_view(ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
-           op == GGML_OP_TRANSPOSE;
+    return op == GGML_OP_NONE || op == Ops::reshape || op == Ops::view || op == Ops::permute ||
+           op == Ops::transpose;
 }
 
 KvEntry* mixed_entry_of(const ggml_tensor* t) {
@@ -114,7 +116,7 @@ bool reads_wrapped(const ggml_tensor* op) {
     for (const ggml_tensor* src : op->src) {
         const ggml_backend_buffer* buffer = src == nullptr ? nullptr : root_of(src)->buffer;
         ggml_backend_dev_t device = buffer == nullptr ? nullptr : buffer->buft->device;
-        if (device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) return true;
+        if (device != nullptr && is_wrapper(device)) return true;
     }
     return false;
 }
@@ -205,9 +207,9 @@ std::int64_t first_cell(const KvEntry& entry, const ggml_tensor* view) {
 
 OpKind classify(const ggml_tensor* op) {
     if (is_view(op->op)) return OpKind::view;
-    if (op->op == GGML_OP_SET_ROWS && is_write(op)) return OpKind::write;
-    if (op->op == GGML_OP_FLASH_ATTN_EXT && is_attention(op)) return OpKind::attention;
-    if (op->op == GGML_OP_ROPE && is_shift(op)) return OpKind::shift;
+    if (op->op == Ops::set_rows && is_write(op)) return OpKind::write;
+    if (op->op == Ops::flash_attn_ext && is_attention(op)) return OpKind::attention;
+    if (op->op == Ops::rope && is_shift(op)) return OpKind::shift;
     return OpKind::delegate;
 }
 
@@ -237,13 +239,13 @@ bool supports(const ggml_tensor* op) {
 }
 
 std::string pin_reason(const ggml_tensor* op) {
-    const bool transposed_v = op->op == GGML_OP_SET_ROWS && op->ne[0] == 1;
+    const bool transposed_v = op->op == Ops::set_rows && op->ne[0] == 1;
     if (transposed_v) return kFlashAttentionOff;
-    if (op->op == GGML_OP_MUL_MAT)
+    if (op->op == Ops::mul_mat)
         return keeps_values_in_rows(op) ? kFlashAttentionExcluded : kFlashAttentionOff;
     // Values that are in rows, turned for a product.
-    if (op->op == GGML_OP_CONT && op->src[0]->nb[0] > op->src[0]->nb[1]) return kFlashAttentionExcluded;
-    if (op->op == GGML_OP_FLASH_ATTN_EXT) return "this attention has a shape or type that has no mixed form";
+    if (op->op == Ops::cont && op->src[0]->nb[0] > op->src[0]->nb[1]) return kFlashAttentionExcluded;
+    if (op->op == Ops::flash_attn_ext) return "this attention has a shape or type that has no mixed form";
     return std::string("the model uses the cache in an op that has no mixed form (") + ggml_op_name(op->op) +
            ")";
 }

@@ -2,6 +2,7 @@
 
 #include <mutex>
 
+#include "ggml_contract/ops.h"
 #include "op_match.h"
 #include "table_hook.h"
 
@@ -12,7 +13,7 @@ using supports_op_t = bool (*)(ggml_backend_dev_t, const ggml_tensor*);
 supports_op_t original_supports_op = nullptr;
 
 bool hooked_supports_op(ggml_backend_dev_t cpu, const ggml_tensor* op) {
-    if (op->op == GGML_OP_FLASH_ATTN_EXT && classify(op) == OpKind::attention) return false;
+    if (op->op == Ops::flash_attn_ext && classify(op) == OpKind::attention) return false;
     return original_supports_op(cpu, op);
 }
 

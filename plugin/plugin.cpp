@@ -1,4 +1,4 @@
-// Entry point: what the host's loader finds, and the check that this plugin fits this host.
+// The registration, and the settings of the process.
 #include <cstdio>
 #include <cstring>
 #include <mutex>
@@ -6,9 +6,7 @@
 #include <string>
 
 #include "api.h"
-#include "border.h"
 #include "device.h"
-#include "graphs.h"
 #include "kernels/contract.h"
 #include "log.h"
 #include "mixed_kv/error.h"
@@ -60,22 +58,6 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     return nullptr;
 }
 
-// A plugin fits exactly one ggml: structs and op numbers changed while GGML_BACKEND_API_VERSION stayed the
-// same.
-bool fits_host() {
-    const bool same = std::strcmp(ggml_version(), MIXED_KV_GGML_VERSION) == 0 &&
-                      std::strcmp(ggml_commit(), MIXED_KV_GGML_COMMIT) == 0;
-    if (!same) {
-        // Not through the host's logger: its interface is one of the things that may differ.
-        std::fprintf(stderr,
-                     "mixed-kv: declined: built for ggml %s (%s), this host has ggml %s (%s); rebuild the "
-                     "plugin against it "
-                     "(-DMIXED_KV_LLAMA_ROOT=...)\n",
-                     MIXED_KV_GGML_VERSION, MIXED_KV_GGML_COMMIT, ggml_version(), ggml_commit());
-    }
-    return same;
-}
-
 }  // namespace
 
 std::mutex& override_mutex() {
@@ -119,6 +101,8 @@ const char* active_isa_name() {
     return override_kernels != nullptr ? override_kernels->name : loaded().isa.c_str();
 }
 
+const std::string& settings_refusal() { return loaded().refusal; }
+
 ggml_backend_reg_t registration() {
     static ggml_backend_reg reg = {
         .api_version = GGML_BACKEND_API_VERSION,
@@ -135,19 +119,3 @@ ggml_backend_reg_t registration() {
 }
 
 }  // namespace mixed_kv::plugin
-
-// May be called more than once in a process; the registration is the same.
-extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
-    using namespace mixed_kv::plugin;
-    if (!fits_host()) return nullptr;
-    return at_border("not loaded", ggml_backend_reg_t(nullptr), [] {
-        prepare_graphs();
-        install_hooks();
-        if (!loaded().refusal.empty()) {
-            // Loaded all the same: going on silently with another cache than the one asked for would ignore
-            // the setting. Creating a context on our device fails with this line.
-            MIXED_KV_LOG(ERROR, "%s", loaded().refusal.c_str());
-        }
-        return registration();
-    });
-}

@@ -21,6 +21,7 @@ try {
     answer.gpuLayers = model.gpuLayers;
     const context = await model.createContext({
         contextSize: request.contextSize,
+        ...(request.flashAttention != null ? {flashAttention: request.flashAttention} : {}),
         ...(request.threads != null ? {threads: request.threads} : {})
     });
     const completion = new LlamaCompletion({contextSequence: context.getSequence()});

@@ -34,7 +34,6 @@ struct Countdown {
 };
 
 Countdown pages, records;
-const char* pretended_version = nullptr;
 
 bool is_plugin_code(void* address) {
     // Filled when the first countdown starts: the plugin is loaded by then.
@@ -52,8 +51,6 @@ long fail_from(Memory kind, long n, bool for_good) {
     return countdown.seen.exchange(0);
 }
 
-void pretend_ggml_version(const char* version) { pretended_version = version; }
-
 }  // namespace mixed_kv::test
 
 using namespace mixed_kv::test;
@@ -68,12 +65,6 @@ extern "C" __attribute__((visibility("default"))) void* mmap(void* address, size
         return MAP_FAILED;
     }
     return reinterpret_cast<void*>(syscall(SYS_mmap, address, size, protection, flags, fd, offset));
-}
-
-extern "C" __attribute__((visibility("default"))) const char* ggml_version(void) {
-    if (pretended_version != nullptr) return pretended_version;
-    static const auto original = reinterpret_cast<const char* (*)()>(dlsym(RTLD_NEXT, "ggml_version"));
-    return original();
 }
 
 __attribute__((visibility("default"))) void* operator new(std::size_t size) {

@@ -1,5 +1,5 @@
-// Faults of the system, for tests: the executable that links this replaces mmap(), operator new, and
-// ggml_version() for every library it loads.
+// Faults of the system, for tests: the executable that links this replaces mmap() and operator new for every library it
+// loads.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,5 @@ enum class Memory {
     kRecords,  // operator new called by the plugin's own code
 };
 long fail_from(Memory kind, long n, bool for_good = false);
-
-// What ggml_version() says from now on; null: the truth.
-void pretend_ggml_version(const char* version);
 
 }  // namespace mixed_kv::test

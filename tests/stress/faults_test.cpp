@@ -345,17 +345,6 @@ TEST(Faults, AddressSpaceLimit) {
     EXPECT_EXIT(run(), testing::ExitedWithCode(0), "");
 }
 
-TEST(Faults, WrongGgmlIsDeclinedInOneLine) {
-    const auto run = [] {
-        pretend_ggml_version("9.9.9");
-        const bool declined = ggml_backend_load(std::getenv("GGML_BACKEND_PATH")) == nullptr;
-        std::exit(declined ? 0 : 1);
-    };
-    GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_EXIT(run(), testing::ExitedWithCode(0),
-                "mixed-kv: declined: built for ggml .*this host has ggml 9.9.9");
-}
-
 TEST(Faults, NoCpuBackend) {
     const auto run = [] {
         llama_log_set([](ggml_log_level, const char* text, void*) { std::fputs(text, stderr); }, nullptr);

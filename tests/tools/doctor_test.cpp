@@ -68,7 +68,9 @@ void PrintTo(const Ailment& ailment, std::ostream* out) { *out << ailment.name; 
 
 const Ailment kAilments[] = {
     {"NoPluginFile", {{"GGML_BACKEND_PATH", "/no/plugin.so"}}, {}, "/no/plugin.so does not exist"},
-    {"NoLibrary", {{"GGML_BACKEND_PATH", "/etc/passwd"}}, {}, "cannot be loaded"},
+    {"TextFile", {{"GGML_BACKEND_PATH", "/etc/passwd"}}, {}, "/etc/passwd is no library"},
+    {"Folder", {{"GGML_BACKEND_PATH", "/etc"}}, {}, "/etc is a folder"},
+    {"Device", {{"GGML_BACKEND_PATH", "/dev/null"}}, {}, "/dev/null is no regular file"},
     {"NoBackend", {{"GGML_BACKEND_PATH", MIXED_KV_GGML_BASE_FILE}}, {}, "is no ggml backend"},
     {"UnknownFormat", {{"GGML_MIXED_KV_V", "q77"}}, {}, "q77"},
     {"MisspeltSetting", {{"GGML_MIXED_KV_WINDWO", "5"}}, {}, "GGML_MIXED_KV_WINDWO"},

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "common/library_file.h"
 #include "common/llama_log.h"
 #include "common/run_tool.h"
 
@@ -89,12 +90,16 @@ BackendPaths find_backend_paths() {
     if (!paths.plugin_from_environment) {
         paths.plugin = bundled_plugin();
     }
+    // A bare name is looked for by the dynamic linker, in places that only it knows.
+    if (paths.plugin.find('/') != std::string::npos) {
+        paths.plugin_fault = why_no_library(paths.plugin);
+    }
     return paths;
 }
 
 void load_backends(const BackendPaths& paths, PluginUse use) {
     ggml_set_abort_callback(give_up);
-    if (use == PluginUse::load && !paths.plugin.empty()) {
+    if (use == PluginUse::load && !paths.plugin.empty() && paths.plugin_fault.empty()) {
         setenv("GGML_BACKEND_PATH", paths.plugin.c_str(), 1);
     } else {
         unsetenv("GGML_BACKEND_PATH");

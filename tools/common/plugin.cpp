@@ -23,16 +23,20 @@ std::optional<Plugin> Plugin::find() {
 }
 
 Plugin Plugin::require(const BackendPaths& paths) {
-    if (std::optional<Plugin> plugin = find()) {
+    if (const std::optional<Plugin> plugin = find()) {
         return *plugin;
-    }
-    std::vector<std::string> said = take_plugin_lines();
-    for (std::string& line : take_logged_errors()) {
-        said.push_back(std::move(line));
     }
     if (paths.plugin.empty()) {
         throw std::runtime_error(
             "no libggml-mixed-kv.so beside this program, and GGML_BACKEND_PATH is not set");
+    }
+    if (!paths.plugin_fault.empty()) {
+        throw std::runtime_error("the plugin was not loaded: " + paths.plugin + " " + paths.plugin_fault +
+                                 (paths.plugin_from_environment ? " (GGML_BACKEND_PATH)" : ""));
+    }
+    std::vector<std::string> said = take_plugin_lines();
+    for (std::string& line : take_logged_errors()) {
+        said.push_back(std::move(line));
     }
     throw std::runtime_error("the plugin " + paths.plugin + " was not loaded" +
                              (said.empty() ? "" : ": " + said.front()) + " (mixed-kv-doctor says more)");

@@ -13,13 +13,7 @@ Plugin load_plugin() {
     capture_log(LogDisplay::nothing);
     const BackendPaths paths = find_backend_paths();
     load_backends(paths, PluginUse::load);
-    std::optional<Plugin> plugin = Plugin::find();
-    if (plugin) return *plugin;
-    const std::vector<std::string> said = take_plugin_lines();
-    throw std::runtime_error(paths.plugin.empty() ? "no libggml-mixed-kv.so beside this program, and "
-                                                    "GGML_BACKEND_PATH is not set"
-                                                  : "the plugin " + paths.plugin + " was not loaded" +
-                                                        (said.empty() ? "" : ": " + said.front()));
+    return Plugin::require(paths);
 }
 
 HostRuntime::HostRuntime(int n_threads) : n_threads_(n_threads) {

@@ -6,7 +6,6 @@
 #include <llama.h>
 
 #include <cstdlib>
-#include <filesystem>
 
 #include "common/cpu_topology.h"
 #include "common/llama_log.h"
@@ -41,13 +40,16 @@ std::optional<std::string> environment(const char* name) {
 void examine_llama_cpp(const BackendPaths& paths, Diagnosis& diagnosis) {
     const std::vector<std::string> cpu = mapped_files("libggml-cpu");
     const std::string cpu_backend = cpu.empty() ? "linked in" : cpu.front();
+    // Only later releases say their version.
+    const auto say_version = reinterpret_cast<const char* (*)()>(dlsym(RTLD_DEFAULT, "llama_version"));
+    const std::string version = say_version != nullptr ? say_version() : "of unknown version";
     diagnosis.findings.push_back(
         {.key = "llama_cpp",
          .heading = "llama.cpp",
-         .lines = {fmt::format("{}, {}", llama_version(), paths.llama_library),
+         .lines = {fmt::format("{}, {}", version, paths.llama_library),
                    fmt::format("ggml {} ({}), {}", ggml_version(), ggml_commit(), paths.ggml_library),
                    fmt::format("CPU backend: {}", cpu_backend)},
-         .facts = {{"version", llama_version()},
+         .facts = {{"version", version},
                    {"library", paths.llama_library},
                    {"ggml_version", ggml_version()},
                    {"ggml_commit", ggml_commit()},
@@ -62,16 +64,16 @@ Problem why_not_loaded(const BackendPaths& paths, const std::vector<std::string>
         return {"no plugin: libggml-mixed-kv.so is not beside this program and GGML_BACKEND_PATH is not set",
                 "build it (cmake --build build), or set GGML_BACKEND_PATH to its file"};
     }
-    std::error_code ignored;
-    if (!std::filesystem::is_regular_file(path, ignored)) {
-        return {"the plugin " + path + " does not exist", paths.plugin_from_environment
-                                                              ? "correct GGML_BACKEND_PATH, or unset it"
-                                                              : "build it (cmake --build build)"};
+    if (!paths.plugin_fault.empty()) {
+        return {"the plugin " + path + " " + paths.plugin_fault,
+                paths.plugin_from_environment
+                    ? "set GGML_BACKEND_PATH to the file libggml-mixed-kv.so, or unset it"
+                    : "build or install it again"};
     }
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
         return {std::string("the plugin cannot be loaded: ") + dlerror(),
-                "build it again against this llama.cpp (-DMIXED_KV_LLAMA_ROOT=PATH)"};
+                "install what it needs, or build it here (cmake --build build)"};
     }
     const bool is_backend = dlsym(library, "ggml_backend_init") != nullptr;
     const bool is_ours = path.find("mixed-kv") != std::string::npos;
@@ -109,18 +111,12 @@ void examine_plugin(const BackendPaths& paths, const std::optional<Plugin>& plug
     if (plugin) {
         const std::string version = plugin->api().built_for_version();
         const std::string commit = plugin->api().built_for_commit();
-        const bool matches = version == ggml_version() && commit == ggml_commit();
+        // It would not have loaded if its interface were not that of the ggml that runs here.
         finding.lines.push_back(
-            fmt::format("built for ggml {} ({}): {}", version, commit,
-                        matches ? "the one that runs here" : "another one than runs here"));
+            fmt::format("built with ggml {} ({}), fits the one that runs here", version, commit));
         finding.facts["built_for_version"] = version;
         finding.facts["built_for_commit"] = commit;
-        finding.facts["matches"] = matches;
-        if (!matches) {
-            diagnosis.problems.push_back(
-                {"the plugin was built for another ggml",
-                 "build it again against this llama.cpp (-DMIXED_KV_LLAMA_ROOT=PATH)"});
-        }
+        finding.facts["matches"] = true;
     } else if (ggml_backend_reg_by_name(MIXED_KV_REG_NAME) != nullptr) {
         diagnosis.problems.push_back({"the plugin speaks another version of its interface than this program",
                                       "use the plugin and the tools of one build"});
@@ -209,6 +205,12 @@ std::optional<Plugin> examine_installation(Diagnosis& diagnosis) {
     const BackendPaths paths = find_backend_paths();
     load_backends(paths, PluginUse::load);
     const std::optional<Plugin> plugin = Plugin::find();
+    // The first member of a registration, in every ggml.
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    diagnosis.ggml = {.fits = plugin.has_value(),
+                      .version = ggml_version(),
+                      .commit = ggml_commit(),
+                      .api_version = *reinterpret_cast<const int*>(ggml_backend_dev_backend_reg(cpu))};
     examine_llama_cpp(paths, diagnosis);
     examine_plugin(paths, plugin, diagnosis);
     examine_devices(plugin, diagnosis);

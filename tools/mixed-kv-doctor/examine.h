@@ -25,9 +25,17 @@ struct Finding {
     nlohmann::ordered_json facts = {};
 };
 
+// The ggml that was looked at.
+struct Ggml {
+    bool fits = false;  // the plugin works with it
+    std::string version, commit;
+    int api_version = -1;  // of its CPU backend; -1 where it has none
+};
+
 struct Diagnosis {
     std::vector<Finding> findings;
     std::vector<Problem> problems;
+    Ggml ggml;
 
     bool healthy() const { return problems.empty(); }
 };
@@ -35,6 +43,10 @@ struct Diagnosis {
 // Loads the backends and looks at each part. Adds findings and problems; throws only when llama.cpp itself is
 // not usable. Returns the plugin when it is loaded.
 std::optional<Plugin> examine_installation(Diagnosis& diagnosis);
+
+// Another installation of llama.cpp: which ggml it has, and whether the plugin fits. Its libraries are not
+// loaded into this process. Throws std::runtime_error when there is nothing to look at.
+void examine_llama(const std::string& installation, Diagnosis& diagnosis);
 
 struct ModelQuestion {
     std::string path;

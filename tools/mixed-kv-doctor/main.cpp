@@ -27,7 +27,11 @@ void print_for_people(const Diagnosis& diagnosis) {
 }
 
 void print_json(const Diagnosis& diagnosis) {
-    nlohmann::ordered_json json = {{"healthy", diagnosis.healthy()}};
+    nlohmann::ordered_json json = {{"healthy", diagnosis.healthy()},
+                                   {"fits", diagnosis.ggml.fits},
+                                   {"ggml_version", diagnosis.ggml.version},
+                                   {"ggml_commit", diagnosis.ggml.commit},
+                                   {"api_version", diagnosis.ggml.api_version}};
     json["problems"] = nlohmann::ordered_json::array();
     for (const Problem& problem : diagnosis.problems) {
         json["problems"].push_back({{"what", problem.what}, {"advice", problem.advice}});
@@ -40,11 +44,16 @@ void print_json(const Diagnosis& diagnosis) {
 
 int run(int argc, char** argv) {
     ModelQuestion question;
-    std::string type_k = "f16", type_v = "f16";
+    std::string type_k = "f16", type_v = "f16", llama;
     bool json = false, verbose = false;
     CacheOptions cache;
     CommandLine command("mixed-kv-doctor",
                         "Says whether the mixed KV cache works here, and what is missing when it does not.");
+    command
+        .option("--llama", llama,
+                "Another llama.cpp instead of the one of this program: which ggml it has, and whether the plugin "
+                "fits it")
+        .value_name("FOLDER");
     command.option("-m,--model", question.path, "GGUF model: what would its cache be?").value_name("FILE");
     command.option("-c,--ctx-size", question.n_ctx,
                    "Context in tokens; 0: as long as the model was trained for");
@@ -54,13 +63,21 @@ int run(int argc, char** argv) {
     command.flag("--json", json, "Print one JSON object");
     command.flag("-v,--verbose", verbose, "Show llama.cpp's log");
     if (!command.parse(argc, argv)) return kExitOk;
+    if (!llama.empty() && !question.path.empty()) {
+        throw UsageError("--llama and -m: a model is tried with the llama.cpp of this program only");
+    }
     question.type_k = parse_cache_type("-ctk", type_k);
     question.type_v = parse_cache_type("-ctv", type_v);
     cache.export_all();
 
     capture_log(verbose ? LogDisplay::everything : LogDisplay::nothing);
     Diagnosis diagnosis;
-    std::optional<Plugin> plugin = examine_installation(diagnosis);
+    std::optional<Plugin> plugin;
+    if (llama.empty()) {
+        plugin = examine_installation(diagnosis);
+    } else {
+        examine_llama(llama, diagnosis);
+    }
     if (!question.path.empty()) {
         try {
             if (plugin) {

@@ -41,15 +41,15 @@ class Pipe {
 
 void run_here(const RunOptions& options, const std::vector<Op>& ops, bool log, const Pipe& out) {
     capture_log(LogDisplay::nothing);
-    load_backends(find_backend_paths(), PluginUse::load);
-    const std::optional<Plugin> plugin = Plugin::find();
-    if (!plugin) throw std::runtime_error("the plugin was not loaded (mixed-kv-doctor says why)");
+    const BackendPaths paths = find_backend_paths();
+    load_backends(paths, PluginUse::load);
+    const Plugin plugin = Plugin::require(paths);
     const ModelHandle host = load_model({.path = options.model, .owner = CacheOwner::host});
     const ModelHandle ours =
-        load_model({.path = options.model, .owner = CacheOwner::plugin, .plugin_device = plugin->device()});
+        load_model({.path = options.model, .owner = CacheOwner::plugin, .plugin_device = plugin.device()});
     const Subject subject{host.get(),
                           ours.get(),
-                          &plugin->api(),
+                          &plugin.api(),
                           options.n_layer,
                           options.attention_sigma,
                           options.has_values,
