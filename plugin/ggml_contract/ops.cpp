@@ -22,14 +22,10 @@ const char* Ops::learn() {
         const char* name;
         ggml_op* number;
     } wanted[] = {
-        {"RESHAPE", &reshape},
-        {"VIEW", &view},
-        {"PERMUTE", &permute},
-        {"TRANSPOSE", &transpose},
-        {"CONT", &cont},
-        {"MUL_MAT", &mul_mat},
-        {"SET_ROWS", &set_rows},
-        {"FLASH_ATTN_EXT", &flash_attn_ext},
+        {"RESHAPE", &reshape},   {"VIEW", &view},
+        {"PERMUTE", &permute},   {"TRANSPOSE", &transpose},
+        {"CONT", &cont},         {"MUL_MAT", &mul_mat},
+        {"SET_ROWS", &set_rows}, {"FLASH_ATTN_EXT", &flash_attn_ext},
         {"ROPE", &rope},
     };
     for (const auto& op : wanted) {

@@ -1,5 +1,5 @@
-// Faults of the system, for tests: the executable that links this replaces mmap() and operator new for every library it
-// loads.
+// Faults of the system, for tests: the executable that links this replaces mmap() and operator new for every
+// library it loads.
 #pragma once
 
 #include <cstddef>

@@ -148,8 +148,7 @@ TEST(Eval, SaysWhereNothingWasCold) {
     const CommandResult json = with({"-m", kModel, "--json", "--configs", "f16,host:q8_0,mixed:small"});
     EXPECT_EQ(json.exit_status, 0) << json.err;
     const nlohmann::json report = json.json();
-    for (const nlohmann::json& config : report.at("configs"))
-        EXPECT_FALSE(config.at("cold").get<bool>());
+    for (const nlohmann::json& config : report.at("configs")) EXPECT_FALSE(config.at("cold").get<bool>());
     ASSERT_EQ(json.err_lines().size(), 1U) << json.err;
     EXPECT_NE(json.err.find("mixed:small: nothing was cold"), std::string::npos) << json.err;
     EXPECT_NE(json.err.find("--ubatch"), std::string::npos) << json.err;

@@ -9,8 +9,8 @@
 namespace mixed_kv::tools {
 
 // The settings of the cache as options: --kv-preset, --kv-window, --kv-k, ..., all that the table in
-// mixed_kv/setting_table.h has. They become the environment variables that the plugin reads, so an option beats a
-// variable that is set already.
+// mixed_kv/setting_table.h has. They become the environment variables that the plugin reads, so an option
+// beats a variable that is set already.
 class CacheOptions {
   public:
     void add_to(CommandLine& command);

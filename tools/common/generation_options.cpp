@@ -47,9 +47,8 @@ void GenerationOptions::add_to(CommandLine& command, GenerationArguments& argume
     command.option("-f,--file", prompt_file_, "File with the text to continue").value_name("FILE");
     command.option("-n,--predict", arguments.n_predict, "Tokens to generate").at_least(0);
     command
-        .option(
-            "-c,--ctx-size", arguments.n_ctx,
-            "Context in tokens; 0: as long as the model was trained for (default: that, at most 4096)")
+        .option("-c,--ctx-size", arguments.n_ctx,
+                "Context in tokens; 0: as long as the model was trained for (default: that, at most 4096)")
         .value_name("N");
     command.option("-b,--batch-size", arguments.context.n_batch, "Largest batch given to llama.cpp at once")
         .range(1, kMaxBatch);
@@ -60,8 +59,7 @@ void GenerationOptions::add_to(CommandLine& command, GenerationArguments& argume
         .range(1, kMaxThreads);
     command.option("--temp", arguments.temperature, "Temperature; 0: always the most probable token");
     command.option("-s,--seed", seed_, "Seed of the sampler (default: random)");
-    command
-        .option("-ctk,--cache-type-k", type_k_, "llama.cpp's type of K; other than f16 stays unmixed")
+    command.option("-ctk,--cache-type-k", type_k_, "llama.cpp's type of K; other than f16 stays unmixed")
         .value_name("TYPE");
     command.option("-ctv,--cache-type-v", type_v_, "llama.cpp's type of V").value_name("TYPE");
     command.option("-ngl,--n-gpu-layers", arguments.n_gpu_layers, layers_help);

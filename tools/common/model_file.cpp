@@ -19,7 +19,7 @@ namespace mixed_kv::tools {
 
 namespace {
 
-constexpr std::int64_t kMaxLayers = 512;   // LLAMA_MAX_LAYERS
+constexpr std::int64_t kMaxLayers = 512;    // LLAMA_MAX_LAYERS
 constexpr std::int64_t kMaxExperts = 1024;  // LLAMA_MAX_EXPERTS, of the newest release
 
 // A model's header, by the names that llama.cpp gives its fields without the architecture in front.
@@ -34,17 +34,20 @@ class Header {
     std::optional<std::int64_t> number(const std::string& field) const {
         const auto index = reader_.find_key(key(field));
         if (!index || reader_.kv_count(*index) == 0) return std::nullopt;
-        if (reader_.kv_type(*index) == trace::GgufType::u32) return largest<std::uint32_t>(*index, key(field));
+        if (reader_.kv_type(*index) == trace::GgufType::u32)
+            return largest<std::uint32_t>(*index, key(field));
         if (reader_.kv_type(*index) == trace::GgufType::i32) return largest<std::int32_t>(*index, key(field));
         return std::nullopt;
     }
 
-    void require(const std::string& field, std::int64_t least, std::int64_t most, const char* why = "") const {
+    void require(const std::string& field, std::int64_t least, std::int64_t most,
+                 const char* why = "") const {
         const auto value = number(field);
         if (value && (*value < least || *value > most)) {
-            throw std::runtime_error(fmt::format("the model '{}' cannot be loaded: its header says {} = {}, "
-                                                 "where llama.cpp takes {} to {}{}",
-                                                 path_, key(field), *value, least, most, why));
+            throw std::runtime_error(
+                fmt::format("the model '{}' cannot be loaded: its header says {} = {}, "
+                            "where llama.cpp takes {} to {}{}",
+                            path_, key(field), *value, least, most, why));
         }
     }
 

@@ -17,8 +17,8 @@ class Plugin {
   public:
     // nullopt when it is not loaded, has declined, or speaks another version of its interface.
     static std::optional<Plugin> find();
-    // After load_backends(). Throws std::runtime_error, in one line why it is not there: what is wrong with its
-    // file, or what it or the loader said.
+    // After load_backends(). Throws std::runtime_error, in one line why it is not there: what is wrong with
+    // its file, or what it or the loader said.
     static Plugin require(const BackendPaths& paths);
 
     ggml_backend_dev_t device() const { return device_; }

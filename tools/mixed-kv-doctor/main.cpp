@@ -50,9 +50,10 @@ int run(int argc, char** argv) {
     CommandLine command("mixed-kv-doctor",
                         "Says whether the mixed KV cache works here, and what is missing when it does not.");
     command
-        .option("--llama", llama,
-                "Another llama.cpp instead of the one of this program: which ggml it has, and whether the plugin "
-                "fits it")
+        .option(
+            "--llama", llama,
+            "Another llama.cpp instead of the one of this program: which ggml it has, and whether the plugin "
+            "fits it")
         .value_name("FOLDER");
     command.option("-m,--model", question.path, "GGUF model: what would its cache be?").value_name("FILE");
     command.option("-c,--ctx-size", question.n_ctx,
