@@ -242,7 +242,7 @@ class KvTensor {
     std::vector<Page> pages_;                // [n_stream][pages_per_stream_]
     std::vector<std::uint8_t> flags_;        // PageFlag, per page
     std::vector<std::uint64_t> touched_;     // cells of the write at hand, per page; zero between writes
-    std::vector<std::uint32_t> candidates_;  // pages that may freeze or be encoded anew
+    std::vector<std::uint32_t> candidates_;  // pages that may freeze, get a block or give one up
     std::byte* pinned_base_ = nullptr;
     std::vector<PageShift> shifts_;  // [n_stream][pages_per_stream_]; empty: no page has any
     PendingTurns turns_;
