@@ -69,6 +69,7 @@ void Executor::check(Pair& pair, Random& random) {
     if (random.one_in(2)) pair.probe(random);
     if (random.one_in(3)) pair.check_rows();
     if (random.one_in(16)) pair.check_fresh(fresh_, random);
+    if (random.one_in(8)) pair.check_own_rows(random);
 }
 
 void Executor::perform(const Op& op, std::size_t index, Random& random) {

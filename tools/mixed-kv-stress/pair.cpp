@@ -65,15 +65,7 @@ Pair::Pair(const Subject& subject, const PairOptions& options, Figures& figures)
                                              options.key_format, options.value_format);
     if (subject.plugin->configure(settings.c_str(), error, sizeof error) == 0)
         throw std::runtime_error(error);
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = options.n_ctx;
-    params.n_batch = 512;
-    params.n_ubatch = options.n_ubatch;
-    params.n_seq_max = std::uint32_t(options.n_sequences);
-    params.kv_unified = options.unified;
-    params.n_threads = params.n_threads_batch = options.n_threads;
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    params.swa_full = false;
+    llama_context_params params = context_params();
     host_ = llama_init_from_model(subject.host, params);
     params.cb_eval = on_node;
     params.cb_eval_user_data = this;
@@ -85,7 +77,21 @@ Pair::Pair(const Subject& subject, const PairOptions& options, Figures& figures)
     }
 }
 
+llama_context_params Pair::context_params() const {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = options_.n_ctx;
+    params.n_batch = 512;
+    params.n_ubatch = options_.n_ubatch;
+    params.n_seq_max = std::uint32_t(options_.n_sequences);
+    params.kv_unified = options_.unified;
+    params.n_threads = params.n_threads_batch = options_.n_threads;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.swa_full = false;
+    return params;
+}
+
 Pair::~Pair() {
+    llama_free(own_rows_);
     llama_free(ours_);
     llama_free(host_);
 }
@@ -292,6 +298,40 @@ void Pair::check_fresh(llama_context* fresh, Random& random) {
     ++figures_.fresh_comparisons;
     const Tolerance t = tolerance();
     compare_logits(expected, actual, t.logits(), false, "the next token, beside a fresh context");
+}
+
+void Pair::check_own_rows(Random& random) {
+    const auto s = llama_seq_id(random.between(0, cells_.n_sequences() - 1));
+    if (pending_ || cells_.empty(s) || room(s) == 0) return;
+    std::vector<std::uint8_t> state(llama_state_seq_get_size(ours_, s));
+    state.resize(llama_state_seq_get_data(ours_, state.data(), state.size(), s));
+    const PairToken next{llama_token(random.between(3, int(n_vocab_) - 1)), cells_.last(s) + 1, {s}};
+    std::vector<float> host, actual, expected;
+    if (run(host_, {next}, host) != 0) return;
+    if (run(ours_, {next}, actual) != 0) throw Mismatch("a decode fails in our cache only");
+    const KeptRows after = kept_rows(s, next.position);
+    llama_memory_seq_rm(host_memory(), s, next.position, -1);
+    llama_memory_seq_rm(our_memory(), s, next.position, -1);
+    // Rows that this very token let grow cold were attended to as what they were before, or as what they are.
+    const KeptRows before = rows_by_position(state, subject_.has_values);
+    for (const auto& [position, rows] : after) {
+        if (const auto found = before.find(position); found == before.end() || found->second != rows) return;
+    }
+    if (own_rows_ == nullptr) own_rows_ = llama_init_from_model(subject_.host, context_params());
+    if (own_rows_ == nullptr) throw std::runtime_error("the host's own context could not be created");
+    llama_memory_clear(llama_get_memory(own_rows_), true);
+    if (llama_state_seq_set_data(own_rows_, state.data(), state.size(), s) == 0)
+        throw Mismatch("a context of the host refuses a state of ours");
+    if (run(own_rows_, {next}, expected) != 0) throw Mismatch("a context of the host fails over our rows");
+    note(fmt::format("compare sequence {} with the host over our rows", s));
+    ++figures_.own_comparisons;
+    const double error = nmse(expected, actual);
+    figures_.max_nmse_own = std::max(figures_.max_nmse_own, error);
+    if (!(error <= Tolerance::kOwnRowsNmse))
+        throw Mismatch(
+            fmt::format("logits of the next token, beside the host over our rows: NMSE {:.3g}, bound "
+                        "{:.3g}",
+                        error, Tolerance::kOwnRowsNmse));
 }
 
 }  // namespace mixed_kv::tools

@@ -36,10 +36,12 @@ struct Subject {
 // Figures of a run.
 struct Figures {
     std::uint64_t comparisons = 0, fresh_comparisons = 0, row_comparisons = 0;
-    std::uint64_t kept_rows = 0;  // compared bit for bit with what they were many operations before
-    double max_nmse = 0;          // of logits
-    double max_nmse_exact = 0;    // of logits where storage is exact
-    double max_share = 0;         // of a bound, logits and rows
+    std::uint64_t own_comparisons = 0;  // with the host's attention over our rows
+    std::uint64_t kept_rows = 0;        // compared bit for bit with what they were many operations before
+    double max_nmse = 0;                // of logits
+    double max_nmse_exact = 0;          // of logits where storage is exact
+    double max_nmse_own = 0;            // of logits beside the host's attention over our rows
+    double max_share = 0;               // of a bound, logits and rows
     double max_row_share = 0;
 };
 
@@ -124,10 +126,13 @@ class Pair {
     void check_kept(const std::vector<KeptRows>& moments);
     // The sequence's tokens in a fresh context of the host, when they must hold the same rows.
     void check_fresh(llama_context* fresh, Random& random);
+    // The next token of a sequence over our own rows, which another context of the host gets as a state.
+    void check_own_rows(Random& random);
 
     const std::vector<std::string>& log() const { return log_; }
 
   private:
+    llama_context_params context_params() const;
     int run(llama_context* context, const std::vector<PairToken>& batch, std::vector<float>& logits) const;
     void compare_logits(const std::vector<float>& expected, const std::vector<float>& actual, double bound,
                         bool exact, const char* what);
@@ -142,6 +147,7 @@ class Pair {
     Figures& figures_;
     CellModel cells_;
     llama_context *host_ = nullptr, *ours_ = nullptr;
+    llama_context* own_rows_ = nullptr;  // of the host, for check_own_rows; made when it is first needed
     std::vector<ggml_tensor*> tensors_;  // of the plugin's cache, as its first graph showed them
     std::size_t n_vocab_ = 0;
     double encodings_ = 1;

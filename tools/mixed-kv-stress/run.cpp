@@ -82,9 +82,11 @@ void run_here(const RunOptions& options, const std::vector<Op>& ops, bool log, c
                                 {"comparisons", figures.comparisons},
                                 {"fresh", figures.fresh_comparisons},
                                 {"rows", figures.row_comparisons},
+                                {"own", figures.own_comparisons},
                                 {"kept_rows", figures.kept_rows},
                                 {"max_nmse", figures.max_nmse},
                                 {"max_nmse_exact", figures.max_nmse_exact},
+                                {"max_nmse_own", figures.max_nmse_own},
                                 {"max_share", figures.max_share},
                                 {"max_row_share", figures.max_row_share}};
     out.line("R" + result.dump());
@@ -130,9 +132,11 @@ void read_line(const std::string& line, RunResult& result, bool& finished) {
             f.comparisons = json.at("comparisons");
             f.fresh_comparisons = json.at("fresh");
             f.row_comparisons = json.at("rows");
+            f.own_comparisons = json.at("own");
             f.kept_rows = json.at("kept_rows");
             f.max_nmse = number("max_nmse");
             f.max_nmse_exact = number("max_nmse_exact");
+            f.max_nmse_own = number("max_nmse_own");
             f.max_share = number("max_share");
             f.max_row_share = number("max_row_share");
             finished = true;
