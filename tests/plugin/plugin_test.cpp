@@ -22,15 +22,21 @@ const mixed_kv_api& plugin_api() {
     return *api;
 }
 
-const std::string& small_model() {
+const std::string& random_model_file(const RandomModelSpec& spec) {
     struct File {
-        std::string path = "/tmp/mixed-kv-test-" + std::to_string(getpid()) + ".gguf";
-        File() { write_random_model(random_model_spec("llama"), path); }
+        File(const RandomModelSpec& spec, const std::string& name)
+            : path("/tmp/mixed-kv-test-" + name + "-" + std::to_string(getpid()) + ".gguf") {
+            write_random_model(spec, path);
+        }
         ~File() { std::remove(path.c_str()); }
+        std::string path;
     };
-    static const File file;
-    return file.path;
+    static std::map<std::string, File> files;
+    const std::string name = spec.preset + "-" + std::to_string(spec.n_swa);
+    return files.try_emplace(name, spec, name).first->second.path;
 }
+
+const std::string& small_model() { return random_model_file(random_model_spec("llama")); }
 
 int TensorPages::cell(std::int64_t index) const {
     const PageCopy& page = pages.at(std::size_t(index / 64));

@@ -6,13 +6,16 @@
 
 #include "llama_driver.h"
 #include "mixed_kv_api.h"
+#include "random_model.h"
 
 namespace mixed_kv::test {
 
 // The plugin's own interface; fails the test when it is not loaded.
 const mixed_kv_api& plugin_api();
 
-// A small random llama (GQA 4, head_dim 64), written once per process, removed at its end.
+// A random model, written once per process for each preset and sliding window, removed at its end.
+const std::string& random_model_file(const RandomModelSpec& spec);
+// A small random llama (GQA 4, head_dim 64).
 const std::string& small_model();
 
 // Copies of the pages of every K and V tensor, taken while an attention node has just run.

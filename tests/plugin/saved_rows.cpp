@@ -2,6 +2,7 @@
 
 #include <ggml.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -39,30 +40,38 @@ Saved saved(const Context& context, llama_seq_id sequence) {
     std::uint32_t word = 0, n_cells = 0, is_transposed = 0, n_layers = 0;
     take(word);
     take(word);
-    take(word);
-    take(n_cells);
-    at += std::size_t(n_cells) * 12;
-    take(is_transposed);
-    take(n_layers);
     Saved saved;
-    for (SavedRows* rows : {&saved.keys, &saved.values}) {
-        if (rows == &saved.values && is_transposed != 0) break;
-        rows->n_cells = n_cells;
-        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-            std::int32_t type = 0;
-            std::uint64_t row_bytes = 0;
-            take(type);
-            take(row_bytes);
-            const auto* traits = ggml_get_type_traits(ggml_type(type));
-            rows->row_elements = std::size_t(row_bytes) / traits->type_size * std::size_t(traits->blck_size);
-            std::vector<float> values(n_cells * rows->row_elements);
-            traits->to_float(state.data() + at, values.data(), std::int64_t(values.size()));
-            if (type != GGML_TYPE_F16) {
-                for (std::size_t i = 0; i < values.size(); i += 64) hadamard64(values.data() + i);
-            }
-            at += std::size_t(row_bytes) * n_cells;
-            rows->layers.push_back(std::move(values));
+    for (int cache = 0; at < state.size(); ++cache) {
+        take(word);
+        take(n_cells);
+        std::vector<std::int32_t> positions(n_cells);
+        for (std::int32_t& position : positions) {
+            take(position);
+            at += 8;  // number of sequences, the sequence
         }
+        take(is_transposed);
+        take(n_layers);
+        for (SavedRows* rows : {&saved.keys, &saved.values}) {
+            if (rows == &saved.values && (is_transposed != 0 || at == state.size())) break;
+            rows->positions.push_back(positions);
+            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+                std::int32_t type = 0;
+                std::uint64_t row_bytes = 0;
+                take(type);
+                take(row_bytes);
+                const auto* traits = ggml_get_type_traits(ggml_type(type));
+                rows->row_elements =
+                    std::size_t(row_bytes) / traits->type_size * std::size_t(traits->blck_size);
+                std::vector<float> values(n_cells * rows->row_elements);
+                traits->to_float(state.data() + at, values.data(), std::int64_t(values.size()));
+                if (type != GGML_TYPE_F16) {
+                    for (std::size_t i = 0; i < values.size(); i += 64) hadamard64(values.data() + i);
+                }
+                at += std::size_t(row_bytes) * n_cells;
+                rows->layers.push_back({std::move(values), cache});
+            }
+        }
+        if (is_transposed != 0) break;
     }
     return saved;
 }
@@ -74,12 +83,26 @@ SavedRows saved_values(const Context& context, llama_seq_id sequence) {
     return saved(context, sequence).values;
 }
 
-double relative_rms(const SavedRows& rows, const SavedRows& exact, std::size_t first, std::size_t n) {
+const float* SavedRows::row(std::size_t layer, std::int32_t position) const {
+    const auto& of_cache = positions[std::size_t(layers[layer].cache)];
+    const auto found = std::find(of_cache.begin(), of_cache.end(), position);
+    if (found == of_cache.end()) return nullptr;
+    return layers[layer].values.data() + std::size_t(found - of_cache.begin()) * row_elements;
+}
+
+double relative_rms(const SavedRows& rows, const SavedRows& exact, std::size_t first, std::size_t n,
+                    std::optional<std::size_t> only_layer) {
     double difference = 0, size = 0;
     for (std::size_t layer = 0; layer < exact.layers.size(); ++layer) {
-        for (std::size_t i = first * exact.row_elements; i < (first + n) * exact.row_elements; ++i) {
-            difference += std::pow(double(rows.layers[layer][i]) - exact.layers[layer][i], 2);
-            size += std::pow(double(exact.layers[layer][i]), 2);
+        if (only_layer && layer != *only_layer) continue;
+        for (std::size_t position = first; position < first + n; ++position) {
+            const float* actual = rows.row(layer, std::int32_t(position));
+            const float* expected = exact.row(layer, std::int32_t(position));
+            if (actual == nullptr || expected == nullptr) continue;
+            for (std::size_t i = 0; i < exact.row_elements; ++i) {
+                difference += std::pow(double(actual[i]) - expected[i], 2);
+                size += std::pow(double(expected[i]), 2);
+            }
         }
     }
     return std::sqrt(difference / size);

@@ -69,8 +69,8 @@ class ShiftDrift : public testing::TestWithParam<Architecture> {
         double difference = 0, size = 0;
         for (std::size_t layer = 0; layer < exact.layers.size(); ++layer) {
             for (std::size_t i = 0; i < kTokens * exact.row_elements; i += 64) {
-                const float* from = exact.layers[layer].data() + i;
-                const float* to = keys.layers[layer].data() + i;
+                const float* from = exact.layers[layer].values.data() + i;
+                const float* to = keys.layers[layer].values.data() + i;
                 for (int pair = 0; pair < 32; ++pair) {
                     const int a = GetParam().interleaved ? 2 * pair : pair;
                     const int b = GetParam().interleaved ? a + 1 : a + 32;
@@ -153,8 +153,8 @@ TEST_P(ShiftDrift, ExactRowsTurnAsTheHostsDo) {
             for (std::size_t cell = 0; cell < kTokens; ++cell) {
                 if (!all_hot && cell >= 4 && cell < kTokens - 64) continue;
                 for (std::size_t i = 0; i < a.row_elements; ++i) {
-                    const float x = a.layers[0][cell * a.row_elements + i];
-                    const float y = b.layers[0][cell * b.row_elements + i];
+                    const float x = a.layers[0].values[cell * a.row_elements + i];
+                    const float y = b.layers[0].values[cell * b.row_elements + i];
                     // Half a step of binary16 each time, relative to a pair of at most about 8.
                     ASSERT_NEAR(y, x, shift * 0x1p-9) << "cell " << cell << " after " << shift;
                     ++n_values;
@@ -196,8 +196,8 @@ TEST_P(ShiftDrift, KeysUnderYarnKeepTheirLengths) {
                 for (std::size_t pair = 0; pair < 32; ++pair) {
                     const std::size_t a = i + (GetParam().interleaved ? 2 * pair : pair);
                     const std::size_t b = GetParam().interleaved ? a + 1 : a + 32;
-                    const std::vector<float>& old = before.layers[layer];
-                    std::vector<float>& now = ideal.layers[layer];
+                    const std::vector<float>& old = before.layers[layer].values;
+                    std::vector<float>& now = ideal.layers[layer].values;
                     const double scale =
                         std::hypot(old[a], old[b]) / std::max(1e-9, double(std::hypot(now[a], now[b])));
                     now[a] = float(now[a] * scale);
