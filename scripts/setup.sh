@@ -4,6 +4,7 @@
 #   scripts/setup.sh          all of it
 #   scripts/setup.sh build    what the plugin and the tools need, without the tests' packages
 #   scripts/setup.sh arm64    that, and what scripts/test-arm64.sh needs
+#   scripts/setup.sh browser  all of it, and the browser that the tests of HTML reports need (300 MB)
 #
 # Can be run again at any time; what is in place already costs about a second. What was done is logged in
 # .deps/setup.log. MIXED_KV_SKIP_APT=1 leaves Debian packages alone (other systems, no root).
@@ -23,8 +24,9 @@ fail() {
 case "${1:-test}" in
     build) groups="build" ;;
     arm64) groups="build arm64" ;;
+    browser) groups="build test browser" ;;
     test) groups="build test" ;;
-    *) fail "unknown argument '$1': expected nothing, 'build' or 'arm64'" ;;
+    *) fail "unknown argument '$1': expected nothing, 'build', 'arm64' or 'browser'" ;;
 esac
 
 [ "$(uname -s)" = Linux ] || fail "needs Linux, this is $(uname -s)"
@@ -87,10 +89,10 @@ npm_root=node_modules/@node-llama-cpp/linux-x64/bins/linux-x64
 bundle=node_modules/node-llama-cpp/llama/gitRelease.bundle
 
 # node-llama-cpp itself, which only the tests run, needs Node 20; Debian 12 has 18. The tests then use the Node
-# that npm has as a package.
+# that npm has as a package. The browser's driver is one of these packages, too.
 omit="--omit=optional"
 node_major=$(node -p 'process.versions.node.split(".")[0]')
-if [ "$node_major" -ge 20 ] || [[ "$groups" != *test* ]]; then
+if { [ "$node_major" -ge 20 ] && [[ "$groups" != *browser* ]]; } || [[ "$groups" != *test* ]]; then
     omit="$omit --omit=dev"
 fi
 

@@ -28,11 +28,12 @@ class Comparison {
         : data_(data), recorded_(recorded), sizes_(sizes), tolerance_(tolerance) {}
 
     template <typename T>
-    ErrorFigures with(const std::vector<T>& recomputed) const {
+    ErrorFigures with(const std::vector<T>& recomputed, std::vector<double>& row_shares) const {
         ErrorFigures figures;
         figures.computed = true;
         double squares = 0;
         const auto n_rows = int64_t(sizes_.size()), dim = data_.head_dim_v;
+        row_shares.resize(sizes_.size(), 0.0);
         for (int64_t row = 0; row < n_rows; ++row) {
             double max = 0, error_squares = 0, row_squares = 0;
             for (int64_t d = 0; d < dim; ++d) {
@@ -47,6 +48,7 @@ class Comparison {
             const double relative = ratio(std::sqrt(error_squares), std::sqrt(row_squares));
             const double share =
                 worse(ratio(max, tolerance_ * sizes_[size_t(row)].value), relative / (10 * tolerance_));
+            row_shares[size_t(row)] = worse(row_shares[size_t(row)], share);
             if (!(share <= 1)) ++figures.failed_rows;
             if (!std::isnan(figures.limit_share) && !(share <= figures.limit_share)) {
                 figures.limit_share = share;
@@ -112,16 +114,21 @@ RecordCheck check_record(const TraceRecord& record, const CheckOptions& options,
     // Also computed when only libtorch judges: it says how large the values are that a row sees.
     reference::AttentionOutputs exact = attention_in_double(data);
     const Comparison compare(data, recorded, exact.magnitudes, options.tolerance);
-    if (options.use != ReferenceUse::torch || !has_torch()) check.exact = compare.with(exact.o);
+    if (options.use != ReferenceUse::torch || !has_torch())
+        check.exact = compare.with(exact.o, check.row_shares);
     if (options.use != ReferenceUse::exact && has_torch())
-        check.torch = compare.with(attention_in_torch(data));
+        check.torch = compare.with(attention_in_torch(data), check.row_shares);
     check.pass = check.torch.failed_rows == 0 && check.exact.failed_rows == 0;
     if (check.torch.failed_rows > 0) {
         check.problem = describe("libtorch", check.torch, data);
     } else if (check.exact.failed_rows > 0) {
         check.problem = describe("the double reference", check.exact, data);
     }
-    if (keep == KeepOutput::yes) check.recomputed = std::move(exact.o);
+    if (keep == KeepOutput::yes) {
+        check.recomputed = std::move(exact.o);
+    } else {
+        check.row_shares = {};
+    }
     return check;
 }
 

@@ -36,8 +36,10 @@ struct RecordCheck {
     bool pass = false;
     std::string problem;  // one line, when not pass
     int64_t n_tokens = 0, n_kv = 0, n_hot = 0, n_cold = 0;
-    ErrorFigures torch, exact;       // against libtorch in float32, and against the double reference
-    std::vector<double> recomputed;  // the double reference's output, when asked to be kept
+    ErrorFigures torch, exact;  // against libtorch in float32, and against the double reference
+    // When asked to be kept: the double reference's output, and of each row the ratio of its error to what it
+    // may be, the worse of both references, [n_stream][n_tokens][n_head].
+    std::vector<double> recomputed, row_shares;
 
     // The worse of both; NaN when one of them is.
     double max_error() const;

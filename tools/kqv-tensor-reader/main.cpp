@@ -13,6 +13,7 @@
 #include "common/command_line.h"
 #include "common/run_tool.h"
 #include "kqv-tensor-reader/check.h"
+#include "kqv-tensor-reader/html/trace_page.h"
 #include "kqv-tensor-reader/listing.h"
 #include "kqv-tensor-reader/npy.h"
 #include "kqv-tensor-reader/report.h"
@@ -27,7 +28,8 @@ namespace {
 constexpr int kExitPass = 0, kExitFail = 1, kExitRefused = 2;
 
 struct Arguments {
-    std::string input, csv, picture, npy;
+    std::string input, csv, picture, npy, html, against;
+    int html_megabytes = 5;
     CheckOptions check;
     std::optional<int32_t> step, layer;
     bool shapes = false, json = false, list_only = false, summary = false, quiet = false;
@@ -69,11 +71,28 @@ bool parse(int argc, char** argv, Arguments& arguments) {
     command.option("--csv", arguments.csv, "Write one line per record").value_name("FILE");
     command.option("--picture", arguments.picture, "Write a map of the errors as SVG").value_name("FILE.svg");
     command
+        .option("--html", arguments.html,
+                "Write a page for the browser: map, pages, heads, layouts; one file that needs nothing else")
+        .value_name("FILE.html");
+    command
+        .option("--html-size", arguments.html_megabytes,
+                "Size of that page in MB: records get details until it is full, failing ones first")
+        .range(1, 2000);
+    command
+        .option(
+            "--against", arguments.against,
+            "Trace of the same run with an F16 cache: its rows are the originals that quantization errors "
+            "are counted from")
+        .value_name("FILE");
+    command
         .option("--save-recomputed", arguments.npy,
                 "Write the output of one record (--layer, --step) as recomputed in double, as a NumPy array")
         .value_name("FILE.npy");
     if (!command.parse(argc, argv)) return false;
     if (arguments.layer && *arguments.layer == -1) arguments.layer.reset();
+    if (!arguments.html.empty() && (arguments.list_only || arguments.summary)) {
+        throw tools::UsageError("--html shows errors, which --list and --summary do not look for");
+    }
     if (!std::isfinite(arguments.check.tolerance) || arguments.check.tolerance <= 0) {
         throw tools::UsageError("--tol must be a positive number");
     }
@@ -206,8 +225,11 @@ int run(const Arguments& arguments) {
         print_summary(reader, arguments);
         return kExitPass;
     }
+    std::optional<trace::TraceReader> against;
+    if (!arguments.against.empty()) against.emplace(arguments.against);
     Report report;
     report.file = arguments.input;
+    if (against) report.originals = "the exact rows of " + arguments.against;
     report.tolerance = arguments.check.tolerance;
     if (!arguments.list_only) report.references = references_text(arguments.check.use);
     const bool text = !arguments.json && !arguments.quiet;
@@ -224,6 +246,7 @@ int run(const Arguments& arguments) {
             std::printf("%s", describe_tensors(record).c_str());
         }
         if (!arguments.list_only) {
+            if (against) entry.quantization = quantization(record, originals_against(*against, record));
             entry.check = check_record(record, arguments.check,
                                        arguments.npy.empty() ? KeepOutput::no : KeepOutput::yes);
             if (!arguments.npy.empty()) {
@@ -236,6 +259,12 @@ int run(const Arguments& arguments) {
     }
     if (arguments.list_only) {
         return kExitPass;
+    }
+    if (!arguments.html.empty()) {
+        TracePageOptions options{.check = arguments.check,
+                                 .max_bytes = size_t(arguments.html_megabytes) * 1'000'000,
+                                 .against = against ? &*against : nullptr};
+        write_file(arguments.html, trace_page(reader, report, options));
     }
     if (!arguments.csv.empty()) write_file(arguments.csv, to_csv(report));
     if (!arguments.picture.empty()) write_file(arguments.picture, to_svg(report));

@@ -44,6 +44,18 @@ nlohmann::ordered_json place_json(const RecordCheck& check) {
             {"stream", worst.worst_stream}};
 }
 
+nlohmann::ordered_json quantization_json(const QuantizationFigures& figures) {
+    if (figures.n_cells == 0) return nullptr;
+    return {{"n_cells", figures.n_cells},
+            {"rms", number(figures.rms())},
+            {"relative", number(figures.relative())},
+            {"max_error", number(figures.max_error)}};
+}
+
+nlohmann::ordered_json quantization_json(const RecordQuantization& both) {
+    return {{"k", quantization_json(both.k)}, {"v", quantization_json(both.v)}};
+}
+
 // Green within tolerance (paler the closer to it), red beyond, grey where nothing was checked.
 std::string colour(const RecordCheck& check) {
     if (!check.checked) return "#bbbbbb";
@@ -91,6 +103,16 @@ size_t Report::n_layers() const {
     return layers.size();
 }
 
+std::map<int32_t, RecordQuantization> Report::quantization_by_layer() const {
+    std::map<int32_t, RecordQuantization> layers;
+    for (const Entry& entry : records) {  // by step: the last one stays
+        if (entry.quantization.k.n_cells + entry.quantization.v.n_cells > 0) {
+            layers[entry.check.layer] = entry.quantization;
+        }
+    }
+    return layers;
+}
+
 double Report::max_error() const {
     double max = 0;
     for (const Entry& entry : records) {
@@ -129,6 +151,15 @@ nlohmann::ordered_json to_json(const Report& report) {
                                    {"standard_records", report.n_records(trace::CacheKind::standard)},
                                    {"standard_failed", report.n_failed(trace::CacheKind::standard)},
                                    {"records", nlohmann::ordered_json::array()}};
+    if (!report.originals.empty()) {
+        json["originals"] = report.originals;
+        json["quantization"] = nlohmann::ordered_json::array();
+        for (const auto& [layer, figures] : report.quantization_by_layer()) {
+            nlohmann::ordered_json of_layer = {{"layer", layer}};
+            of_layer.update(quantization_json(figures));
+            json["quantization"].push_back(std::move(of_layer));
+        }
+    }
     for (const Report::Entry& entry : report.records) {
         const RecordCheck& check = entry.check;
         nlohmann::ordered_json record = {{"layer", check.layer},
@@ -148,6 +179,7 @@ nlohmann::ordered_json to_json(const Report& report) {
                                          {"float32", figures_json(check.torch)},
                                          {"double", figures_json(check.exact)}};
         if (!check.pass) record["problem"] = check.problem;
+        if (!report.originals.empty()) record["quantization"] = quantization_json(entry.quantization);
         json["records"].push_back(std::move(record));
     }
     return json;
@@ -158,7 +190,8 @@ std::string to_csv(const Report& report) {
         "layer,step,cache,n_tokens,n_kv,n_hot,n_cold,max_error,rms_error,max_relative,limit_share,"
         "max_error_float32,max_error_double,pass\n";
     const auto optional = [](const ErrorFigures& f) { return f.computed ? format("%.9g", f.max_error) : ""; };
-    for (const auto& [c, tensors] : report.records) {
+    for (const Report::Entry& entry : report.records) {
+        const RecordCheck& c = entry.check;
         text += format("%d,%d,%s,%lld,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,", c.layer, c.step,
                        cache_name(c.cache), (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot,
                        (long long)c.n_cold, c.max_error(), c.rms_error(), c.max_relative(), c.limit_share()) +
@@ -171,7 +204,8 @@ std::string to_table(const Report& report) {
     std::string text =
         format("%5s %5s %8s %7s %7s %7s %7s %11s %11s %11s %9s  %s\n", "step", "layer", "cache", "tokens",
                "n_kv", "hot", "cold", "max error", "RMS", "relative", "of limit", "");
-    for (const auto& [c, tensors] : report.records) {
+    for (const Report::Entry& entry : report.records) {
+        const RecordCheck& c = entry.check;
         text += format("%5d %5d %8s %7lld %7lld %7lld %7lld ", c.step, c.layer, cache_name(c.cache),
                        (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot, (long long)c.n_cold);
         text += c.checked ? format("%11.3g %11.3g %11.3g %9.3g  %s\n", c.max_error(), c.rms_error(),

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "kqv-tensor-reader/check.h"
+#include "kqv-tensor-reader/quantization.h"
 
 namespace mixed_kv::trace_tools {
 
@@ -13,8 +15,10 @@ struct Report {
     double tolerance = 1e-4;
     std::string file;
     std::string references;  // what it was checked against
+    std::string originals;   // what quantization errors are counted from; empty: nothing is known
     struct Entry {
         RecordCheck check;
+        RecordQuantization quantization;
         std::vector<std::string> tensors;  // names in the file
     };
     std::vector<Entry> records;
@@ -32,6 +36,8 @@ struct Report {
     double max_error() const;
     // The record with the largest share of its limit; null if nothing was checked.
     const RecordCheck* worst() const;
+    // Of each layer's last step that has any quantized row with a known original.
+    std::map<int32_t, RecordQuantization> quantization_by_layer() const;
 };
 
 // {pass, cache, steps, layers, max_error, tolerance, limit_share, limit_at: {layer, step, token, head,
