@@ -132,12 +132,9 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
                     sinks |= (bits >> (in_stream % kPageTokens) & 1) << t;
                 }
                 cache::RowSizes sizes(~sinks);
-                for (int head = 0; head < shape.n_head; ++head) {
-                    sizes.add_head(shape.head_dim, [&](int t) {
-                        return group.rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements +
-                               head * shape.head_dim;
-                    });
-                }
+                sizes.add_rows(shape.n_head, shape.head_dim, [&](int t) {
+                    return group.rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements;
+                });
                 const cache::RowClasses classes = sizes.classes(block_rows() + 1, is_key);
                 for (int c = 0; c < classes.n; ++c) {
                     if (std::popcount(classes.cells[c]) > std::popcount(group.counted))

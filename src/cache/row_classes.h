@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "mixed_kv/fp16.h"
@@ -43,6 +45,23 @@ class RowSizes {
             largest[t] = largest_magnitude(row_at(t), head_dim);
         }
         add(largest);
+    }
+    // All heads of every row, side by side: row_at(t) is fp16 [n_head][head_dim]. Reads each row from its
+    // start to its end, which memory prefers to a head of all rows after the other.
+    template <typename RowAt>
+    void add_rows(int n_head, int head_dim, RowAt&& row_at) noexcept {
+        constexpr int kHeads = 16;
+        for (int first = 0; first < n_head; first += kHeads) {
+            const int n = std::min(n_head - first, kHeads);
+            std::uint16_t largest[kHeads][64] = {};
+            for (std::uint64_t rest = cells_; rest != 0; rest &= rest - 1) {
+                const int t = __builtin_ctzll(rest);
+                const fp16_t* row = row_at(t) + static_cast<std::ptrdiff_t>(first) * head_dim;
+                for (int head = 0; head < n; ++head)
+                    largest[head][t] = largest_magnitude(row + head * head_dim, head_dim);
+            }
+            for (int head = 0; head < n; ++head) add(largest[head]);
+        }
     }
     // Rows in classes of at least min_rows, smallest first; joins what keys would not gain from (is_key) and
     // zero rows.

@@ -43,6 +43,27 @@ TEST(RowClasses, LikeRowsAreOneClass) {
     }
 }
 
+// Twenty heads, one of which has a large row: row by row as head by head.
+TEST(RowClasses, RowByRowIsHeadByHead) {
+    constexpr int kHeads = 20, kHeadDim = 32;
+    Random random(3);
+    std::vector<fp16_t> rows(64 * kHeads * kHeadDim);
+    for (fp16_t& value : rows) value = fp32_to_fp16(random.normal());
+    for (int large_head = 0; large_head < kHeads; ++large_head) {
+        std::vector<fp16_t> some = rows;
+        some[std::size_t(5 * kHeads + large_head) * kHeadDim + 7] = fp32_to_fp16(900.0f);
+        RowSizes by_head(kAll), by_row(kAll);
+        for (int head = 0; head < kHeads; ++head)
+            by_head.add_head(kHeadDim,
+                             [&](int t) { return &some[std::size_t(t * kHeads + head) * kHeadDim]; });
+        by_row.add_rows(kHeads, kHeadDim, [&](int t) { return &some[std::size_t(t * kHeads) * kHeadDim]; });
+        const RowClasses expected = by_head.classes(19, true), actual = by_row.classes(19, true);
+        ASSERT_EQ(actual.n, 1);
+        EXPECT_EQ(actual.cells[0], kAll & ~(std::uint64_t{1} << 5));
+        EXPECT_EQ(actual.cells[0], expected.cells[0]);
+    }
+}
+
 TEST(RowClasses, FarLargerRowsAreApart) {
     std::array<float, 64> factors = ones();
     factors[7] = 20.0f;
