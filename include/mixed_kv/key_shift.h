@@ -20,22 +20,16 @@ struct RotaryPairs {
 };
 
 // Turns: per pair a cosine and a sine, [2][n_pairs]; a key's pair (a, b) becomes (c a - s b, s a + c b).
-// RoPE's attention factor is part of both, so c^2 + s^2 need not be 1.
+// c^2 + s^2 = 1: RoPE's attention factor is no part of them, for a key has it since it was written.
 void turn_key(const RotaryPairs& pairs, const float* turn, float* key) noexcept;
-// The reverse.
-void turn_key_back(const RotaryPairs& pairs, const float* turn, float* key) noexcept;
 // The transpose: turn_query(q) * key = q * turn_key(key).
 void turn_query(const RotaryPairs& pairs, const float* turn, float* query) noexcept;
 
 // Turns that some page of a tensor has still to apply.
 struct PendingTurns {
-    struct Origin {
-        std::int64_t distance;  // positions, summed over K-shifts
-        bool keeps_length;      // c^2 + s^2 = 1 throughout: equal distances are equal turns
-    };
     RotaryPairs pairs;
-    std::vector<Origin> origins;  // [n]
-    std::vector<float> values;    // [n][2][n_pairs]
+    std::vector<std::int64_t> distances;  // [n] positions, summed over K-shifts: no two are equal
+    std::vector<float> values;            // [n][2][n_pairs]
 
     const float* turn(std::size_t i) const noexcept {
         return values.data() + i * 2 * static_cast<std::size_t>(pairs.n_pairs);
@@ -58,7 +52,7 @@ struct KeyShift {
     RotaryPairs pairs;
     const std::uint32_t* kinds = nullptr;     // per global cell: 0 stays, k turns by turn k - 1
     const float* turns = nullptr;             // [n_turns][2][n_pairs]
-    const std::int64_t* distances = nullptr;  // [n_turns] positions
+    const std::int64_t* distances = nullptr;  // [n_turns] positions: equal ones have equal turns
     int n_turns = 0;
 };
 

@@ -46,8 +46,11 @@ class WindowTracker {
     // until a graph, or a write of another tensor, comes between, or one begins again at the first cell.
     // Whether this call continued one.
     bool on_restore(std::int64_t first_cell, std::int64_t n_cells, const void* tensor = nullptr);
-    // Copies what is known of the source cells (stream copy). Overlapping ranges behave like memmove.
-    void on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells);
+    // Copies what is known of the source cells (stream copy). Overlapping ranges behave like memmove. Tensors
+    // that share a tracker are copied one after the other: until something else happens, the same copy of
+    // another tensor is the one that was made already.
+    void on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells,
+                 const void* tensor = nullptr);
     void clear();
 
     // Bit t: cell 64 * page + t of the stream is protected by a window / is a sink.
@@ -99,6 +102,12 @@ class WindowTracker {
         std::size_t first_held = 0;
     };
     Run run_;
+    // The latest copy, until a graph or a restore.
+    struct Copy {
+        std::int64_t from_cell = -1, to_cell = -1, n_cells = 0;
+        const void* tensor = nullptr;
+    };
+    Copy copy_;
     // Scratch of one mask: cells the query sees, cells any processed query saw, cells in some window. [pages]
     std::vector<std::uint64_t> visible_, seen_, keep_;
     std::vector<std::uint32_t> orders_;

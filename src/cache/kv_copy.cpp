@@ -75,7 +75,7 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
     if (n == 0 || (&from == this && from_cell == to_cell)) return;
     if (config_.tracker != nullptr) {
         if (config_.tracker == from.config_.tracker) {
-            config_.tracker->on_copy(from_cell, to_cell, n);
+            config_.tracker->on_copy(from_cell, to_cell, n, this);
         } else {
             config_.tracker->on_restore(to_cell, n, this);
         }

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -18,40 +17,16 @@ namespace mixed_kv {
 
 using cache::for_each_cell;
 
-namespace {
-
-// A turn with less than this is one of length 1: a few roundings of single precision.
-constexpr float kLengthTolerance = 1e-5f;
-
-bool keeps_length(const float* turn, int n_pairs) noexcept {
-    for (int i = 0; i < n_pairs; ++i) {
-        const float c = turn[i], s = turn[n_pairs + i];
-        if (!(std::fabs(c * c + s * s - 1.0f) <= kLengthTolerance)) return false;
-    }
-    return true;
-}
-
-}  // namespace
-
 // The turn of a cell whose turn was `before`; kNoTurn when it comes to nothing.
 std::uint32_t KvTensor::ShiftPlan::find_turn(const PendingTurns& old, std::uint32_t before,
                                              std::uint32_t kind) {
-    PendingTurns::Origin origin{0, true};
-    if (before != kNoTurn) origin = old.origins[before];
-    if (kind != 0) {
-        origin.distance += shift.distances[kind - 1];
-        origin.keeps_length = origin.keeps_length && kind_keeps_length[kind - 1] != 0;
-    }
-    if (origin.keeps_length && origin.distance == 0) return kNoTurn;
-    for (std::size_t i = 0; i < sources.size(); ++i) {
-        const bool same_source = sources[i].before == before && sources[i].kind == kind;
-        const bool same_distance = origin.keeps_length && turns.origins[i].keeps_length &&
-                                   origin.distance == turns.origins[i].distance;
-        if (same_source || same_distance) return static_cast<std::uint32_t>(i);
-    }
+    const std::int64_t distance =
+        (before != kNoTurn ? old.distances[before] : 0) + (kind != 0 ? shift.distances[kind - 1] : 0);
+    if (distance == 0) return kNoTurn;
+    const auto same = std::find(turns.distances.begin(), turns.distances.end(), distance);
+    if (same != turns.distances.end()) return static_cast<std::uint32_t>(same - turns.distances.begin());
     const auto n = static_cast<std::size_t>(shift.pairs.n_pairs);
-    sources.push_back({before, kind});
-    turns.origins.push_back(origin);
+    turns.distances.push_back(distance);
     const std::size_t at = turns.values.size();
     turns.values.resize(at + 2 * n);
     float* turn = turns.values.data() + at;
@@ -63,7 +38,7 @@ std::uint32_t KvTensor::ShiftPlan::find_turn(const PendingTurns& old, std::uint3
         turn[i] = c1 * c2 - s1 * s2;
         turn[n + i] = s1 * c2 + c1 * s2;
     }
-    return static_cast<std::uint32_t>(sources.size() - 1);
+    return static_cast<std::uint32_t>(turns.distances.size() - 1);
 }
 
 void KvTensor::plan_shift(const KeyShift& shift) {
@@ -82,10 +57,6 @@ void KvTensor::plan_shift(const KeyShift& shift) {
         plan.n_groups.resize(pages_.size());
         plan.head.resize(2 * static_cast<std::size_t>(shift.pairs.n_pairs));
         plan.rows.resize(layout_.row_bytes() / sizeof(fp16_t));
-        for (int i = 0; i < shift.n_turns; ++i) {
-            const float* turn = shift.turns + static_cast<std::ptrdiff_t>(i) * 2 * shift.pairs.n_pairs;
-            plan.kind_keeps_length.push_back(keeps_length(turn, shift.pairs.n_pairs) ? 1 : 0);
-        }
         for (std::uint32_t index = 0; index < pages_.size(); ++index) {
             if (pages_[index].state != PageState::cold || plan_groups(index)) continue;
             plan.rows.resize(hot_bytes() / sizeof(fp16_t));
@@ -131,7 +102,7 @@ bool KvTensor::plan_groups(std::uint32_t index) {
     }
     if (!moves) return true;
     const bool fits = shape_known_ && plan.shift.n_head == layout_.shape.n_head &&
-                      (turns_.origins.empty() || turns_.pairs == plan.shift.pairs);
+                      (turns_.distances.empty() || turns_.pairs == plan.shift.pairs);
     if (!fits) return false;
 
     PageShift result;

@@ -376,8 +376,8 @@ KvTensor::Memory KvTensor::memory() const noexcept {
     Memory memory;
     const auto bytes = [](const auto& v) { return v.capacity() * sizeof(v[0]); };
     memory.bookkeeping = sizeof(*this) + bytes(pages_) + bytes(flags_) + bytes(touched_) +
-                         bytes(candidates_) + bytes(shifts_) + bytes(turns_.origins) + bytes(turns_.values) +
-                         work_->memory_bytes();
+                         bytes(candidates_) + bytes(shifts_) + bytes(turns_.distances) +
+                         bytes(turns_.values) + work_->memory_bytes();
     for (const Page& page : pages_) {
         if (page.state == PageState::hot) memory.hot += hot_bytes();
         memory.rows_written += std::popcount(page.written);

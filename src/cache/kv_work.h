@@ -92,10 +92,6 @@ struct KvTensor::Change {
 
 // What a planned K-shift will do. Blocks see old turns until the commit.
 struct KvTensor::ShiftPlan {
-    // How a turn came about: `kind` of this shift after turn `before`.
-    struct Source {
-        std::uint32_t before, kind;
-    };
     static constexpr std::uint32_t kNoTurn = UINT32_MAX;
     // A page whose turns are too many to be noted: it becomes hot.
     struct Thaw {
@@ -104,9 +100,7 @@ struct KvTensor::ShiftPlan {
     };
 
     KeyShift shift;
-    std::vector<std::uint8_t> kind_keeps_length;  // [n_turns]
     PendingTurns turns;
-    std::vector<Source> sources;         // of turns
     std::vector<PageShift> shifts;       // [pages]; empty: no page has groups
     std::vector<std::uint8_t> n_groups;  // [pages]
     std::vector<Thaw> thaws;

@@ -55,6 +55,7 @@ void WindowTracker::clear() {
     tokens_.clear();
     order_ = graph_ = 0;
     run_ = {};
+    copy_ = {};
 }
 
 std::int64_t WindowTracker::n_window_cells(int stream) const noexcept {
@@ -104,6 +105,7 @@ std::uint32_t WindowTracker::next_order() {
 void WindowTracker::begin_graph() {
     if (graph_ >= config_.counter_limit) renumber();
     ++graph_;
+    copy_ = {};
 }
 
 void WindowTracker::set_window(std::size_t page, std::uint64_t bits) noexcept {
@@ -332,7 +334,12 @@ void WindowTracker::restore_cell(std::int64_t cell) {
     }
 }
 
-void WindowTracker::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells) {
+void WindowTracker::on_copy(std::int64_t from_cell, std::int64_t to_cell, std::int64_t n_cells,
+                            const void* tensor) {
+    if (copy_.from_cell == from_cell && copy_.to_cell == to_cell && copy_.n_cells == n_cells &&
+        copy_.tensor != tensor)
+        return;
+    copy_ = {from_cell, to_cell, n_cells, tensor};
     const std::int64_t all = config_.n_cells * config_.n_stream;
     if (from_cell < 0 || to_cell < 0) return;
     n_cells = std::min({n_cells, all - from_cell, all - to_cell});

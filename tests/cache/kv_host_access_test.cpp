@@ -167,6 +167,36 @@ TEST(KvHostAccess, UnalignedAndOverlappingCopies) {
     }
 }
 
+// K and V, and all layers, share a tracker. What it knows moves once, however many tensors do, also where a
+// second time would move it further.
+TEST(KvHostAccess, ATrackerSeesEveryCopyOnce) {
+    KvDriver cache({.n_cells = 400, .window = 32});
+    KvTensor::Config config = cache.tensor.config();
+    KvTensor second(config), third(config);
+    for (KvTensor* tensor : {&second, &third}) ASSERT_TRUE(tensor->set_head_shape(cache.spec.shape));
+    WindowReference reference({400, 1, 32, 4});
+    const auto decode = [&](std::int64_t first, std::int64_t n) {
+        std::vector<std::int64_t> cells;
+        for (std::int64_t cell = first; cell < first + n; ++cell) cells.push_back(cell);
+        cache.decode_run(first, n);
+        reference.on_write(cells);
+        std::vector<std::vector<std::set<std::int64_t>>> visible(1);
+        for (const std::int64_t cell : cells) {
+            visible[0].emplace_back();
+            for (std::int64_t i = 0; i <= cell; ++i) visible[0].back().insert(i);
+        }
+        reference.on_mask(visible, 0, WindowReference::Tokens::known);
+    };
+    decode(0, 250);
+    decode(250, 1);
+    const std::int64_t moves[][3] = {{0, 7, 200}, {0, 7, 200}, {13, 0, 250}, {200, 201, 100}};
+    for (const auto& [from, to, n] : moves) {
+        for (KvTensor* tensor : {&cache.tensor, &second, &third}) tensor->copy_rows(*tensor, from, to, n);
+        reference.on_copy(from, to, n);
+        EXPECT_EQ(reference.difference(cache.tracker), "") << from << " to " << to;
+    }
+}
+
 TEST(KvHostAccess, CopiesBetweenTensorsOfDifferentFormats) {
     KvDriver q4({.n_cells = 300, .window = 16}), f16({.n_cells = 200, .format = "f16"}),
         q8({.n_cells = 300, .format = "q8", .window = 16});

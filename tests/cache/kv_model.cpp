@@ -529,7 +529,7 @@ void KvModel::check_memory() {
     std::size_t bound = 0;
     for (std::size_t index = 0; index < touched_.size(); ++index) {
         if (page_of(first_cell(index)).state == PageState::empty) continue;
-        bound += (kPageTokens + 15) * layout.row_bytes() + 64;
+        bound += (kPageTokens + 7) * layout.row_bytes() + 64;
         if (touched_[index] != 0)
             bound += Page::kMaxBlocks * layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
     }

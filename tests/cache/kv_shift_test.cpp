@@ -18,15 +18,15 @@ namespace {
 // RoPE by a number of positions, one kind for each distance.
 struct Rope {
     Rope(HeadShape shape, const RotaryPairs& pairs, std::vector<std::uint32_t> cell_kinds,
-         std::vector<std::int64_t> by, double factor = 1.0)
+         std::vector<std::int64_t> by)
         : kinds(std::move(cell_kinds)), distances(std::move(by)) {
         const auto n = static_cast<std::size_t>(pairs.n_pairs);
         turns.resize(distances.size() * 2 * n);
         for (std::size_t d = 0; d < distances.size(); ++d) {
             for (std::size_t i = 0; i < n; ++i) {
                 const double angle = angle_of(pairs, static_cast<double>(distances[d]), i);
-                turns[d * 2 * n + i] = static_cast<float>(factor * std::cos(angle));
-                turns[(d * 2 + 1) * n + i] = static_cast<float>(factor * std::sin(angle));
+                turns[d * 2 * n + i] = static_cast<float>(std::cos(angle));
+                turns[(d * 2 + 1) * n + i] = static_cast<float>(std::sin(angle));
             }
         }
         shift = {shape.n_head,
@@ -51,7 +51,7 @@ struct Rope {
 };
 
 // A row of [n_head][head_dim] turned by a distance, in double.
-std::vector<double> turned(const HeadShape& shape, const RotaryPairs& pairs, double distance, double factor,
+std::vector<double> turned(const HeadShape& shape, const RotaryPairs& pairs, double distance,
                            std::vector<double> row) {
     for (int head = 0; head < shape.n_head; ++head) {
         double* key = row.data() + head * shape.head_dim + pairs.first;
@@ -59,7 +59,7 @@ std::vector<double> turned(const HeadShape& shape, const RotaryPairs& pairs, dou
             double& a = key[pairs.interleaved ? 2 * i : i];
             double& b = key[pairs.interleaved ? 2 * i + 1 : i + pairs.n_pairs];
             const double angle = Rope::angle_of(pairs, distance, static_cast<std::size_t>(i));
-            const double c = factor * std::cos(angle), s = factor * std::sin(angle);
+            const double c = std::cos(angle), s = std::sin(angle);
             const double x = a, y = b;
             a = c * x - s * y;
             b = s * x + c * y;
@@ -109,7 +109,7 @@ TEST(KvShift, BlocksStayAndRowsTurn) {
         EXPECT_EQ(cache.tensor.counters().reencodes, 0u);
         const std::vector<fp16_t> after = rows_of(cache.tensor);
         for (std::int64_t cell = 0; cell < 301; ++cell) {
-            const auto expected = turned(cache.spec.shape, pairs, -37, 1, to_double(before, cell, 64));
+            const auto expected = turned(cache.spec.shape, pairs, -37, to_double(before, cell, 64));
             const auto actual = to_double(after, cell, 64);
             // Rounded to binary16 before and after; channels that are not turned are left alone.
             for (std::size_t i = 0; i < 64; ++i)
@@ -160,8 +160,7 @@ TEST(KvShift, SixtyFourShiftsLoseNothing) {
             double difference = 0, size = 0;
             const std::vector<fp16_t> rows = rows_of(cache.tensor);
             for (std::int64_t cell = 0; cell < 448; ++cell) {
-                const auto expected =
-                    turned(cache.spec.shape, kHalves, distance, 1, to_double(truth, cell, 64));
+                const auto expected = turned(cache.spec.shape, kHalves, distance, to_double(truth, cell, 64));
                 const auto actual = to_double(rows, cell, 64);
                 for (std::size_t i = 0; i < 64; ++i) {
                     difference += std::pow(actual[i] - expected[i], 2);
@@ -261,22 +260,6 @@ TEST(KvShift, CopiesAndStates) {
     cache.expect_sound(false);
 }
 
-TEST(KvShift, TheAttentionFactorCounts) {
-    KvDriver cache({.n_cells = 256, .window = 0, .sinks = 0});
-    cache.decode_run(0, 192);
-    cache.decode({192}, {0});
-    const std::vector<fp16_t> before = rows_of(cache.tensor);
-    const Rope rope(cache.spec.shape, kHalves, all(256), {-8}, 1.25);
-    rope.apply(cache.tensor);
-    Rope(cache.spec.shape, kHalves, all(256), {8}, 1.25).apply(cache.tensor);
-    const std::vector<fp16_t> after = rows_of(cache.tensor);
-    for (std::size_t i = 0; i < std::size_t{193} * 64; ++i) {
-        const bool is_turned = i % 32 < 32;
-        const double expected = fp16_to_fp32(before[i]) * (is_turned ? 1.25 * 1.25 : 1.0);
-        ASSERT_NEAR(fp16_to_fp32(after[i]), expected, 6e-3) << i;
-    }
-}
-
 TEST(KvShift, RefusedMemoryChangesNothing) {
     // A page of large values may have to become hot when it is encoded anew.
     KvDriver cache({.n_cells = 256, .window = 0, .sinks = 0, .sigma = 2000.0f});
@@ -301,8 +284,8 @@ TEST(KvShift, RefusedMemoryChangesNothing) {
     EXPECT_EQ(cache.states(), "hhhh") << "large values wait in FP16 for the next freeze";
     const std::vector<fp16_t> after = rows_of(cache.tensor);
     for (std::int64_t cell = 0; cell < 192; ++cell) {
-        const auto expected = turned(cache.spec.shape, kHalves, static_cast<double>(1 + cell % 6), 1,
-                                     to_double(before, cell, 64));
+        const auto expected =
+            turned(cache.spec.shape, kHalves, static_cast<double>(1 + cell % 6), to_double(before, cell, 64));
         const auto actual = to_double(after, cell, 64);
         for (std::size_t i = 0; i < 64; ++i) ASSERT_NEAR(actual[i], expected[i], 8.0);
     }
@@ -415,13 +398,12 @@ TEST_P(ShiftedAttention, EqualsTheReference) {
                             double distance = 0;
                             for (std::uint32_t g = 0; g < page.shift_groups; ++g) {
                                 if ((kt.shifts[p].cells[g] >> t & 1) != 0)
-                                    distance =
-                                        static_cast<double>(kt.turns->origins[kt.shifts[p].turn[g]].distance);
+                                    distance = static_cast<double>(kt.turns->distances[kt.shifts[p].turn[g]]);
                             }
                             EXPECT_EQ(distance,
                                       std::vector<double>(
                                           {0, -300, 171})[kinds[static_cast<std::size_t>(p * 64 + t)]]);
-                            const auto row = turned({1, 64}, layouts[which], distance, 1,
+                            const auto row = turned({1, 64}, layouts[which], distance,
                                                     {block.begin() + t * 64, block.begin() + (t + 1) * 64});
                             std::copy(row.begin(), row.end(), key);
                         }
