@@ -190,13 +190,13 @@ def decode_tiers(block, head_dim):
     return rows
 
 
-def decode_block(block, bits, is_key, head_dim, rotation):
+def decode_block(block, bits, is_key, head_dim, rotation_block):
     """One KV head's page: uint8 [block_bytes] to float64 [64][head_dim]."""
     if is_key and bits <= 3 and head_dim % 16 == 0:
         return decode_tiers(block, head_dim)
     rows, _ = decode_uniform(block, bits, is_key, head_dim, bits <= 3, 64)
-    if not is_key and rotation > 1:  # along head_dim
-        rows = (rows.reshape(PAGE, -1, rotation) @ hadamard(rotation)).reshape(PAGE, head_dim)
+    if not is_key and rotation_block > 1:  # along head_dim
+        rows = (rows.reshape(PAGE, -1, rotation_block) @ hadamard(rotation_block)).reshape(PAGE, head_dim)
     return rows
 
 
@@ -264,14 +264,14 @@ class Record:
         for index, page in enumerate(pages):
             yield (*map(int, page[:3]), codes[page[3] if self.compact else index].view(np.uint8))
 
-    def dense(self, kind, head_dim, format_index, rotation):
+    def dense(self, kind, head_dim, format_index, rotation_block):
         """K or V as float64 [n_stream * n_kv][n_head_kv][head_dim]."""
         dense = np.zeros((self.n_stream * self.n_kv, self.n_head_kv, head_dim))
         for first, held_bits, rotation, blocks in self.cold_pages(kind):
             bits = int(self.gguf.keys["mixed_kv.trace.strings"][format_index][1:])  # "q4"
             held = np.array([t for t in range(PAGE) if held_bits >> t & 1], int)
             for head, block in enumerate(blocks):
-                rows = decode_block(np.ascontiguousarray(block), bits, kind == "k", head_dim, rotation)
+                rows = decode_block(np.ascontiguousarray(block), bits, kind == "k", head_dim, rotation_block)
                 dense[first + held, head] = rows[(held - rotation) % PAGE]
         cells, rows = self.exact_rows(kind)
         if len(cells):

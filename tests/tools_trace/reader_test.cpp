@@ -247,6 +247,48 @@ TEST(Reader, LibtorchIsLoadedOnlyToCompute) {
         << references;
 }
 
+TEST(Reader, ListsAsJson) {
+    const Made m = make(1, 0, 0, false);
+    judge(m.record);
+    const CommandResult result = read_trace(scratch("made-up.gguf"), {"--list", "--json"});
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json json = result.json();
+    ASSERT_EQ(json["records"].size(), 1U);
+    const nlohmann::json& record = json["records"][0];
+    EXPECT_EQ(record["n_head"], m.record.n_head);
+    EXPECT_EQ(record["n_kv"], m.record.n_kv);
+    EXPECT_EQ(record["k"]["exact_rows"], m.record.k.cells.size());
+    const nlohmann::json& out = record["tensors"][0];
+    EXPECT_EQ(out["name"], "kqv_out");
+    EXPECT_EQ(out["shape"], (std::vector<int64_t>{m.record.n_stream, m.record.n_tokens, m.record.n_head,
+                                                  m.record.head_dim_v}));
+    EXPECT_EQ(out["axes"], "[n_stream][n_tokens][n_head][head_dim_v]");
+    EXPECT_EQ(out.contains("view"), m.record.kqv_out_view.present);
+}
+
+// What an option asks for is done, or refused: never left out without a word.
+TEST(Reader, OptionsThatDoNotGoTogether) {
+    const std::string csv = scratch("none.csv");
+    const std::vector<std::vector<std::string>> refused = {{"--list", "--csv", csv},
+                                                           {"--list", "--picture", csv},
+                                                           {"--list", "--save-recomputed", csv},
+                                                           {"--summary", "--csv", csv},
+                                                           {"--summary", "--list"},
+                                                           {"--summary", "--shapes"},
+                                                           {"--summary", "--layer", "1"},
+                                                           {"--summary", "--step", "1"},
+                                                           {"--shapes", "--json"},
+                                                           {"--summary", "--picture", csv},
+                                                           {"--summary", "--save-recomputed", csv}};
+    for (const std::vector<std::string>& options : refused) {
+        const CommandResult result = read_trace(scratch("made-up.gguf"), options);
+        EXPECT_EQ(result.exit_status, 2) << options.front() << " " << options[1];
+        EXPECT_EQ(result.err_lines().size(), 1U) << result.err;
+        EXPECT_NE(result.err.find("cannot be used with"), std::string::npos) << result.err;
+        EXPECT_FALSE(std::filesystem::exists(csv));
+    }
+}
+
 TEST(Reader, RefusesWhatIsNoTrace) {
     const CommandResult text = read_trace(write_file("text.gguf", "no trace"));
     EXPECT_EQ(text.exit_status, 2);

@@ -102,6 +102,35 @@ std::string view_text(const SourceView& view) {
     return text;
 }
 
+nlohmann::ordered_json view_json(const SourceView& view) {
+    nlohmann::ordered_json json = {{"name", view.name},
+                                   {"type", trace::ggml_type_info(view.type).name},
+                                   {"ne", view.ne},
+                                   {"nb", view.nb},
+                                   {"order", view.order}};
+    if (!view.origin_name.empty()) {
+        json["origin"] = {{"name", view.origin_name},
+                          {"type", trace::ggml_type_info(view.origin_type).name},
+                          {"ne", view.origin_ne},
+                          {"nb", view.origin_nb},
+                          {"offset", view.view_offs}};
+    }
+    return json;
+}
+
+// Where K's or V's cells are.
+nlohmann::ordered_json storage_json(const CachePart& part) {
+    nlohmann::ordered_json json;
+    json["exact_rows"] = part.cells.size();
+    if (part.cold.format.empty()) return json;
+    json["cold_pages"] = part.pages.size();
+    json["page_tokens"] = part.cold.page_tokens;
+    json["format"] = part.cold.format;
+    json["block_bytes"] = part.cold.block_bytes;
+    json["rotation_block"] = part.cold.rotation_block;
+    return json;
+}
+
 }  // namespace
 
 std::string size_text(double bytes) {
@@ -141,6 +170,37 @@ std::string describe_tensors(const TraceRecord& record) {
                      : "not rotated\n");
     }
     return text;
+}
+
+nlohmann::ordered_json tensors_json(const TraceRecord& record) {
+    nlohmann::ordered_json json = {{"layer", record.layer},
+                                   {"step", record.step},
+                                   {"cache", record.cache == trace::CacheKind::mixed ? "mixed" : "standard"},
+                                   {"n_tokens", record.n_tokens},
+                                   {"position", record.position},
+                                   {"n_head", record.n_head},
+                                   {"n_head_kv", record.n_head_kv},
+                                   {"n_kv", record.n_kv},
+                                   {"n_stream", record.n_stream},
+                                   {"kq_scale", record.kq_scale},
+                                   {"max_bias", record.max_bias},
+                                   {"logit_softcap", record.logit_softcap},
+                                   {"v_is_view_of_k", record.v_is_view_of_k},
+                                   {"tensors", nlohmann::ordered_json::array()}};
+    for (const Entry& entry : entries(record)) {
+        nlohmann::ordered_json tensor = {{"name", entry.name},
+                                         {"type", trace::ggml_type_info(entry.tensor->type).name},
+                                         {"shape", nlohmann::ordered_json::array()},
+                                         {"axes", entry.meaning}};
+        for (int i = entry.n_dims - 1; i >= 0; --i) tensor["shape"].push_back(entry.tensor->ne[size_t(i)]);
+        if (entry.view != nullptr && entry.view->present) tensor["view"] = view_json(*entry.view);
+        json["tensors"].push_back(std::move(tensor));
+    }
+    if (record.has_sources) {
+        json["k"] = storage_json(record.k);
+        if (!record.v_is_view_of_k) json["v"] = storage_json(record.v);
+    }
+    return json;
 }
 
 std::string statistics_table(const TraceRecord& record) {

@@ -48,6 +48,29 @@ void print_json(const nlohmann::ordered_json& json) {
     std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
+// What asks for results does not go with what leaves the check out.
+void check_combinations(const Arguments& arguments) {
+    const auto refuse = [](bool given, const char* option, const char* with, const char* why) {
+        if (given) throw tools::UsageError(std::string(option) + " cannot be used with " + with + ", " + why);
+    };
+    const char* leaves_out = arguments.summary ? "--summary" : arguments.list_only ? "--list" : nullptr;
+    if (leaves_out != nullptr) {
+        constexpr char kWhy[] = "which checks nothing";
+        refuse(!arguments.csv.empty(), "--csv", leaves_out, kWhy);
+        refuse(!arguments.picture.empty(), "--picture", leaves_out, kWhy);
+        refuse(!arguments.npy.empty(), "--save-recomputed", leaves_out, kWhy);
+    }
+    if (arguments.summary) {
+        constexpr char kWhy[] = "which reads no record";
+        refuse(arguments.list_only, "--list", "--summary", kWhy);
+        refuse(arguments.shapes, "--shapes", "--summary", kWhy);
+        refuse(arguments.step.has_value(), "--step", "--summary", kWhy);
+        refuse(arguments.layer.has_value(), "--layer", "--summary", kWhy);
+    }
+    refuse(arguments.shapes && arguments.json && !arguments.list_only, "--shapes", "--json",
+           "which is about the check; --list --json has the layouts");
+}
+
 // False: --help or --version was asked for.
 bool parse(int argc, char** argv, Arguments& arguments) {
     tools::CommandLine command("kqv-tensor-reader",
@@ -89,6 +112,7 @@ bool parse(int argc, char** argv, Arguments& arguments) {
                 "Write the output of one record (--layer, --step) as recomputed in double, as a NumPy array")
         .value_name("FILE.npy");
     if (!command.parse(argc, argv)) return false;
+    check_combinations(arguments);
     if (arguments.layer && *arguments.layer == -1) arguments.layer.reset();
     if (!arguments.html.empty() && (arguments.list_only || arguments.summary)) {
         throw tools::UsageError("--html shows errors, which --list and --summary do not look for");
@@ -238,8 +262,13 @@ int run(const Arguments& arguments) {
         std::printf("%zu records, %s form\n", reader.records().size(),
                     reader.form() == trace::TraceForm::compact ? "compact" : "self-contained");
     }
+    nlohmann::ordered_json listed = {{"file", arguments.input}, {"records", nlohmann::ordered_json::array()}};
     for (const trace::RecordId id : chosen_records(reader, arguments)) {
         const trace::TraceRecord record = reader.load(id);
+        if (arguments.list_only && arguments.json) {
+            listed["records"].push_back(tensors_json(record));
+            continue;
+        }
         Report::Entry entry;
         for (const trace::GgufTensor& tensor : reader.tensors(id)) entry.tensors.emplace_back(tensor.name);
         if ((arguments.shapes || arguments.list_only) && !arguments.json) {
@@ -258,6 +287,7 @@ int run(const Arguments& arguments) {
         }
     }
     if (arguments.list_only) {
+        if (arguments.json) print_json(listed);
         return kExitPass;
     }
     if (!arguments.html.empty()) {
