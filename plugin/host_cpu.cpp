@@ -1,7 +1,9 @@
 #include "host_cpu.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "ggml-backend-impl.h"
 #include "lone_cpu_hook.h"
 #include "pool_hook.h"
 
@@ -62,9 +64,7 @@ void HostCpu::start_graph(int n_threads) {
     {
         std::lock_guard<std::mutex> lock(host_cpus_mutex());
         user_ = std::this_thread::get_id();
-        // Lent to a context of another thread before the fork. (Detaching locks the pool, which a thread that
-        // went to sleep at the very moment of the fork would have left locked.)
-        if (lease_.is_stale()) take_pool_back();
+        if (lease_.is_stale()) take_pool_back();  // lent to a context of another thread before a fork
     }
     const HostPool host = take_host_pool_of_this_thread();
     if (host.pool != nullptr) {
@@ -92,11 +92,32 @@ void HostCpu::lend_to(ggml_backend_t cpu) {
 void HostCpu::take_pool_back() {
     drop_lent_instances();
     if (borrower_ != nullptr) {
-        original_set_threadpool()(borrower_, nullptr);
+        detach_borrower();
         borrower_ = nullptr;
         pool_ = nullptr;
     }
     lease_.release();
+}
+
+// Taking a pool from a backend pauses it, under the pool's lock. In a child process one of its threads, which
+// is not there any more, may have held that for good: the backend gets the insides of a new one instead, and
+// those that know the pool are freed, which does not touch it.
+void HostCpu::detach_borrower() {
+    ggml_backend_t fresh = lease_.is_stale() ? new_cpu_backend(device()) : nullptr;
+    if (fresh == nullptr) {
+        original_set_threadpool()(borrower_, nullptr);
+        return;
+    }
+    prepare(fresh, true);  // as llama.cpp has told ours and the borrower alike
+    std::swap(borrower_->context, fresh->context);
+    ggml_backend_free(fresh);
+}
+
+void HostCpu::take_stale_pool_from(ggml_backend_t cpu) {
+    std::lock_guard<std::mutex> lock(host_cpus_mutex());
+    for (HostCpu* i = first_instance; i != nullptr; i = i->next_) {
+        if (i->borrower_ == cpu && i->lease_.is_stale()) i->take_pool_back();
+    }
 }
 
 void HostCpu::drop_lent_instances() {
@@ -140,15 +161,28 @@ ggml_backend_t HostCpu::instance() {
     return backend;
 }
 
-ggml_status HostCpu::compute(ggml_cgraph* graph, bool abortable) {
-    ggml_backend_t backend = instance();
-    if (backend == nullptr) return GGML_STATUS_ALLOC_FAILED;
+// The host's threads and, if abortable, its abort callback.
+void HostCpu::prepare(ggml_backend_t backend, bool abortable) const {
     static const auto set_n_threads = function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
     static const auto set_abort =
         function<ggml_backend_set_abort_callback_t>("ggml_backend_set_abort_callback");
     if (set_n_threads != nullptr) set_n_threads(backend, n_threads_);
     if (set_abort != nullptr) set_abort(backend, abortable ? abort_callback_ : nullptr, abort_data_);
-    return ggml_backend_graph_compute(backend, graph);
+}
+
+ggml_status HostCpu::compute(ggml_cgraph* graph, bool abortable) {
+    ggml_backend_t backend = instance();
+    if (backend == nullptr) return GGML_STATUS_ALLOC_FAILED;
+    prepare(backend, abortable);
+    try {
+        return ggml_backend_graph_compute(backend, graph);
+    } catch (...) {
+        // ggml keeps a pointer to the work space that it has given up for a larger one: this instance is not
+        // to be used again, nor freed.
+        instances_.erase(std::find_if(instances_.begin(), instances_.end(),
+                                      [&](const Instance& i) { return i.backend == backend; }));
+        throw;
+    }
 }
 
 }  // namespace mixed_kv::plugin

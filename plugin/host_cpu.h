@@ -39,6 +39,9 @@ class HostCpu {
 
     // Takes the pools back that contexts of this thread were lent, until their next graphs.
     static void take_back_pools_of_this_thread();
+    // Before the host gives a CPU backend of its own another pool: in a child process, takes away the one
+    // that the backend was lent in the parent.
+    static void take_stale_pool_from(ggml_backend_t cpu);
 
     // Runs a graph on the host's threads. abortable: the abort callback may stop it half-way.
     ggml_status compute(ggml_cgraph* graph, bool abortable);
@@ -50,8 +53,10 @@ class HostCpu {
     };
     static void* function_address(const char* name);
     ggml_backend_t instance();
+    void prepare(ggml_backend_t backend, bool abortable) const;
     void lend_to(ggml_backend_t cpu);
     void take_pool_back();
+    void detach_borrower();
     void set_borrower(ggml_backend_t cpu);
     void drop_lent_instances();
 

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "border.h"
 #include "ggml-backend-impl.h"
 #include "host_cpu.h"
 #include "table_hook.h"
@@ -21,6 +22,7 @@ void hooked_set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool) {
     if (HostPool* state = pool_of_this_thread.get()) *state = {backend, pool, true};
     // The host says before each graph that it has no pool. Taking ours away would pause it every time.
     if (pool == nullptr && HostCpu::has_lent_to(backend)) return;
+    if (pool != nullptr) at_border("giving up a pool", [&] { HostCpu::take_stale_pool_from(backend); });
     set_threadpool(backend, pool);
 }
 

@@ -38,6 +38,15 @@ TEST_P(Front, HelpAndVersion) {
     EXPECT_EQ(version.out, GetParam() + " (ggml-mixed-kv) " MIXED_KV_VERSION "\n");
 }
 
+// Somebody who looks for the right value of a setting may have a wrong one.
+TEST_P(Front, HelpDoesNotDependOnSettings) {
+    const CommandResult help =
+        run_tool(GetParam(), {"--help"},
+                 {{"GGML_MIXED_KV_K", "q77"}, {"GGML_MIXED_KV", "no"}, {"MIXED_KV_ISA", "mmx"}});
+    EXPECT_EQ(help.exit_status, 0) << help.err;
+    EXPECT_EQ(help.out, run_tool(GetParam(), {"--help"}).out);
+}
+
 // Required options are missing, too, wherever there are any; the one that does not exist comes first.
 TEST_P(Front, UnknownOptionIsNamed) {
     const CommandResult result = run_tool(GetParam(), {"--frobnicate"});

@@ -19,6 +19,17 @@ std::vector<std::string> small(const std::string& mode, std::vector<std::string>
     return arguments;
 }
 
+// The tool measures, and refuses to print what cannot be: reads that are faster than the machine's memory.
+// Where other programs take the processor away while its memory is measured, it has to be asked again.
+CommandResult measure(const std::vector<std::string>& arguments) {
+    CommandResult result;
+    for (int i = 0; i < 10; ++i) {
+        result = run_tool("mixed-kv-bench", arguments);
+        if (result.err.find("times as fast as memory") == std::string::npos) break;
+    }
+    return result;
+}
+
 void expect_machine(const nlohmann::json& json) {
     EXPECT_GT(json.at("read_bandwidth").get<double>(), 1e8);
     EXPECT_EQ(json.at("threads"), 1);
@@ -28,8 +39,8 @@ void expect_machine(const nlohmann::json& json) {
 
 TEST(Bench, AttentionJson) {
     const CommandResult result =
-        run_tool("mixed-kv-bench", small("attention", {"--n-kv", "256,1000", "--n-q", "2", "--n-seq", "2",
-                                                       "--k", "q4,f16", "--v", "q8,f16", "--json"}));
+        measure(small("attention", {"--n-kv", "256,1000", "--n-q", "2", "--n-seq", "2", "--k", "q4,f16",
+                                    "--v", "q8,f16", "--json"}));
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     EXPECT_EQ(json.at("mode"), "attention");
@@ -66,8 +77,8 @@ TEST(Bench, AttentionJson) {
 }
 
 TEST(Bench, PrefillJson) {
-    const CommandResult result = run_tool(
-        "mixed-kv-bench", small("prefill", {"--n-q", "40", "--depth", "0,200", "--host", "f16", "--json"}));
+    const CommandResult result =
+        measure(small("prefill", {"--n-q", "40", "--depth", "0,200", "--host", "f16", "--json"}));
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     EXPECT_EQ(json.at("mode"), "prefill");
@@ -84,14 +95,12 @@ TEST(Bench, PrefillJson) {
 
 TEST(Bench, OtherOutputsAndScalar) {
     const CommandResult csv =
-        run_tool("mixed-kv-bench",
-                 small("attention", {"--n-kv", "256", "--isa", "scalar", "--host", "none", "--csv"}));
+        measure(small("attention", {"--n-kv", "256", "--isa", "scalar", "--host", "none", "--csv"}));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
     EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,k,v,", 0), 0U);
     EXPECT_NE(csv.out.find("\nattention,scalar,1,"), std::string::npos) << csv.out;
     const CommandResult table =
-        run_tool("mixed-kv-bench",
-                 small("attention", {"--n-kv", "256", "--k", "q2", "--v", "q3", "--host", "q8_0", "--md"}));
+        measure(small("attention", {"--n-kv", "256", "--k", "q2", "--v", "q3", "--host", "q8_0", "--md"}));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     for (const char* part : {"1 thread;", "kernels: ", "Roofline: read bandwidth ",
                              "Scratch per thread: ", "caches may have served reads", "| q2 | q3 |"})
@@ -100,9 +109,9 @@ TEST(Bench, OtherOutputsAndScalar) {
 
 TEST(Bench, ModelJsonAndPlot) {
     const std::string svg = scratch_folder() + "/plot.svg";
-    const CommandResult result = run_tool(
-        "mixed-kv-bench", {"model", "-m", random_model(), "--depths", "0,600", "--threads", "1", "--k", "q4",
-                           "--v", "q8", "--window", "64", "--rotate-mib", "8", "--svg", svg, "--json"});
+    const CommandResult result =
+        measure({"model", "-m", random_model(), "--depths", "0,600", "--threads", "1", "--k", "q4", "--v",
+                 "q8", "--window", "64", "--rotate-mib", "8", "--svg", svg, "--json"});
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     EXPECT_EQ(json.at("mode"), "model");
@@ -135,7 +144,7 @@ TEST(Bench, ModelPrompts) {
                                         "--window",   "32",  "--sinks",      "4",        "--rotate-mib",
                                         "8",          output};
     };
-    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    const CommandResult result = measure(arguments("--json"));
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     EXPECT_EQ(json.at("mode"), "model");
@@ -154,13 +163,13 @@ TEST(Bench, ModelPrompts) {
         }
     }
     EXPECT_GT(json.at("cases")[1].at("kv_bytes").get<double>(), 600.0 * 3 * 2 * 2 * 64 * 0.5);
-    const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
+    const CommandResult csv = measure(arguments("--csv"));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
     EXPECT_EQ(csv.out.rfind("mode,isa,threads,read_bandwidth,n_prompt,depth,k,v,tokens_per_second,", 0), 0U);
     EXPECT_NE(csv.out.find(",n_parallel,kv_unified,window,sinks\n"), std::string::npos) << csv.out;
     EXPECT_NE(csv.out.find(",96,600,q4,q8,"), std::string::npos) << csv.out;
     EXPECT_NE(csv.out.find(",1,false,32,4\n"), std::string::npos) << csv.out;
-    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    const CommandResult table = measure(arguments("--md"));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     EXPECT_NE(table.out.find("prompts of 96 tokens"), std::string::npos) << table.out;
     EXPECT_EQ(table.out.find("ceiling"), std::string::npos) << table.out;
@@ -171,7 +180,7 @@ TEST(Bench, AttentionSweep) {
         return small("attention",
                      {"--n-kv", "64,256", "--n-q", "1,4", "--n-seq", "1,2", "--host", "f16", output});
     };
-    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    const CommandResult result = measure(arguments("--json"));
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     std::vector<std::vector<int>> shapes;
@@ -191,7 +200,7 @@ TEST(Bench, AttentionSweep) {
     const nlohmann::json& summary = json.at("smallest_speedup").at("f16");
     EXPECT_EQ(summary.at("speedup"), smallest);
     EXPECT_EQ(json.at("cases")[summary.at("case").get<std::size_t>()].at("speedup").at("f16"), smallest);
-    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    const CommandResult table = measure(arguments("--md"));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     EXPECT_NE(table.out.find("| n_kv | n_q | n_seq |"), std::string::npos) << table.out;
     EXPECT_NE(table.out.find("Smallest speed-up: "), std::string::npos) << table.out;
@@ -205,7 +214,7 @@ TEST(Bench, ModelOfParallelSequences) {
                                               "q4",           "--v", "q8",           "--host",   "f16",
                                               "--rotate-mib", "8",   "--json"};
         if (*stream != '\0') arguments.emplace_back(stream);
-        const CommandResult result = run_tool("mixed-kv-bench", arguments);
+        const CommandResult result = measure(arguments);
         ASSERT_EQ(result.exit_status, 0) << result.err;
         const nlohmann::json json = result.json();
         EXPECT_EQ(json.at("kv_unified"), *stream != '\0');
@@ -235,7 +244,7 @@ TEST(Bench, Prompt) {
             "q4",     "--v", "q4",           "--window",   "32",        "--svg",      svg,
             output};
     };
-    const CommandResult result = run_tool("mixed-kv-bench", arguments("--json"));
+    const CommandResult result = measure(arguments("--json"));
     ASSERT_EQ(result.exit_status, 0) << result.err;
     const nlohmann::json json = result.json();
     EXPECT_EQ(json.at("mode"), "prompt");
@@ -262,12 +271,12 @@ TEST(Bench, Prompt) {
     std::stringstream text;
     text << file.rdbuf();
     EXPECT_NE(text.str().find(">256<"), std::string::npos);
-    const CommandResult table = run_tool("mixed-kv-bench", arguments("--md"));
+    const CommandResult table = measure(arguments("--md"));
     ASSERT_EQ(table.exit_status, 0) << table.err;
     for (const char* part : {"2 runs of 300 tokens in ubatches of 64",
                              "Smallest speed-up: ", "Whole prompt: ", "Text after it, host f16"})
         EXPECT_NE(table.out.find(part), std::string::npos) << part << "\n" << table.out;
-    const CommandResult csv = run_tool("mixed-kv-bench", arguments("--csv"));
+    const CommandResult csv = measure(arguments("--csv"));
     ASSERT_EQ(csv.exit_status, 0) << csv.err;
     EXPECT_NE(csv.out.find(",q4,q4,300,64,256,44,"), std::string::npos) << csv.out;
     EXPECT_NE(csv.out.find(",runs,window,sinks\n"), std::string::npos) << csv.out;
@@ -277,9 +286,9 @@ TEST(Bench, Prompt) {
 // The shortest prompts, ubatches and texts, without a host; a plot that cannot be written costs no report.
 TEST(Bench, ShortestPrompts) {
     const auto run = [](const char* n_prompt, const char* n_ubatch, const std::string& svg) {
-        return run_tool("mixed-kv-bench", {"prompt", "-m", random_model(), "--n-prompt", n_prompt,
-                                           "--n-ubatch", n_ubatch, "--n-gen", "0", "--runs", "1", "--host",
-                                           "none", "--threads", "1", "--json", "--svg", svg});
+        return measure({"prompt", "-m", random_model(), "--n-prompt", n_prompt, "--n-ubatch", n_ubatch,
+                        "--n-gen", "0", "--runs", "1", "--host", "none", "--threads", "1", "--json", "--svg",
+                        svg});
     };
     const CommandResult small_ubatches = run("3", "1", scratch_folder() + "/small.svg");
     ASSERT_EQ(small_ubatches.exit_status, 0) << small_ubatches.err;

@@ -79,8 +79,18 @@ void add_measuring(CommandLine& command, BenchArguments& bench) {
         .range(kMinRounds, 10000);
 }
 
+// What the environment asks for is the default, and what it is without any where that is refused: --help, and
+// the modes that take no part in it, work all the same. Those that do are refused later.
+Settings defaults_of_environment() {
+    try {
+        return Settings::from_environment();
+    } catch (const Error&) {
+        return Settings::from_environment([](const char*) { return std::nullopt; });
+    }
+}
+
 void add_model(CommandLine& command, BenchArguments& bench, Texts& texts) {
-    const Settings defaults = Settings::from_environment();
+    const Settings defaults = defaults_of_environment();
     bench.window = defaults.window;
     bench.sinks = defaults.sinks;
     texts.k = {std::string(format_name(defaults.key_format))};
@@ -257,7 +267,11 @@ std::optional<BenchArguments> parse_bench_arguments(int argc, char** argv) {
                          : p.given() ? prefill_texts
                          : is_model  ? model_texts
                                      : prompt_texts);
-    if (!is_model && !is_prompt) check_shape(bench);
+    if (is_model || is_prompt) {
+        (void)Settings::from_environment();  // throws
+    } else {
+        check_shape(bench);
+    }
     if (is_model) {
         std::sort(bench.depths.begin(), bench.depths.end());
         bench.depths.erase(std::unique(bench.depths.begin(), bench.depths.end()), bench.depths.end());
