@@ -16,7 +16,7 @@ double Tolerance::epsilon(int bits) const {
 }
 
 double Tolerance::rows(bool is_key, bool first_layer) const {
-    if (!first_layer) return logits();
+    if (!first_layer) return exact ? kExactRowNmse : logits();
     const double rounding = is_key ? shifts * 0x1p-22 : 0.0;
     if (exact) return rounding;
     return std::min(kUnrelated, rounding + 4 * epsilon(is_key ? key_bits : value_bits));

@@ -15,7 +15,8 @@ namespace mixed_kv::tools {
 // are equal bit for bit, but for keys that were shifted: now and then a value is rounded to the neighbouring
 // binary16, which is held to 2^-22 for each shift. Later layers and logits differ by our attention's float32
 // accumulation against the host's F16 one, by up to 1.3e-5 on these models; the host differs from itself as
-// much between batch sizes (kExactNmse; a wrong row gives 1e-2 and more).
+// much between batch sizes (kExactNmse; a wrong row gives 1e-2 and more). Single rows of later layers differ
+// by up to 1.1e-4 where attention's values nearly cancel and are normalised afterwards (kExactRowNmse).
 //
 // Cold storage of b bits: a code is at most half a step from its value, the step is the range of 64 values
 // over 2^b - 1, and the range of 64 values is taken as kRange times their root mean square (4.7 for a normal
@@ -44,6 +45,7 @@ struct Tolerance {
     int shifts = 0;        // how often a key may have been turned by a K-shift
 
     static constexpr double kExactNmse = 1e-4;
+    static constexpr double kExactRowNmse = 5e-4;
     static constexpr double kRange = 8.0;
     static constexpr double kUnrelated = 0.9;
     static constexpr double kUnrelatedCoarse = 4.0;
