@@ -8,15 +8,15 @@
 #include "device.h"
 #include "fitting.h"
 #include "fork_guard.h"
+#include "ggml_contract/lone_cpu_hook.h"
+#include "ggml_contract/nodes.h"
+#include "ggml_contract/placement_hook.h"
+#include "ggml_contract/pool_hook.h"
 #include "graphs.h"
 #include "host_cpu.h"
 #include "host_share.h"
 #include "kv_buffer.h"
-#include "lone_cpu_hook.h"
 #include "mixed_kv/error.h"
-#include "op_match.h"
-#include "placement_hook.h"
-#include "pool_hook.h"
 #include "report.h"
 #include "rope_shift.h"
 
@@ -71,12 +71,12 @@ class Backend {
         for (CachedMask& m : masks_) m.valid = false;
     }
     ggml_status flush();
-    ggml_status write(ggml_tensor* op);
-    ggml_status attend(ggml_tensor* op);
+    ggml_status write(const CacheWrite& write);
+    ggml_status attend(ggml_tensor* op, const CacheAttention& attention);
     ggml_status run_delegated();
-    void pin_sources(const ggml_tensor* op);
-    bool learn_heads(const ggml_tensor* op);
-    const QueryGroups& query_groups(const ggml_tensor* op);
+    void pin_caches_of(const ggml_tensor* op);
+    bool learn_heads(const CacheAttention& attention);
+    const QueryGroups& query_groups(const AttentionArgs& args);
 
     HostCpu cpu_;
     Batch batch_;
@@ -90,20 +90,9 @@ class Backend {
 
 ggml_status Backend::flush() { return batch_.run(); }
 
-// Global cells of a SET_ROWS.
-void read_cells(const ggml_tensor* op, std::int64_t first, std::vector<std::int64_t>& cells) {
-    const ggml_tensor* index = op->src[1];
-    cells.resize(std::size_t(index->ne[0]));
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-        const auto* at = static_cast<const char*>(index->data) + i * index->nb[0];
-        cells[i] = first + (index->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at)
-                                                         : *reinterpret_cast<const std::int32_t*>(at));
-    }
-}
-
-ggml_status Backend::write(ggml_tensor* op) {
-    KvBuffer& buffer = *KvBuffer::buffer_of(op);
-    KvEntry& entry = *KvBuffer::entry_of(op);
+ggml_status Backend::write(const CacheWrite& write) {
+    KvBuffer& buffer = *write.buffer;
+    KvEntry& entry = *write.entry;
     if (!batch_.can_write(buffer, entry)) {
         if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
     }
@@ -112,34 +101,31 @@ ggml_status Backend::write(ggml_tensor* op) {
     if (entry.written_epoch == epoch_) start_epoch();
     if (entry.written_epoch != 0) buffer.report_placement();  // a graph has been computed
     entry.written_epoch = epoch_;
-    read_cells(op, first_cell(entry, op), cells_);
+    write.read_cells(cells_);
     if (entry.tracker != nullptr) entry.tracker->on_write(epoch_, cells_);
-    batch_.add_write(buffer, entry, op, cells_);
+    batch_.add_write(write, cells_);
     return GGML_STATUS_SUCCESS;
 }
 
 // Heads of a row are taken from the first attention that reads it: only then is the cache known to be read by
 // us.
-bool Backend::learn_heads(const ggml_tensor* op) {
-    const auto learn = [&](const ggml_tensor* t, HeadShape shape) {
-        KvEntry& entry = *KvBuffer::entry_of(t);
+bool Backend::learn_heads(const CacheAttention& attention) {
+    const auto learn = [&](KvEntry& entry, HeadShape shape) {
         if (entry.tensor->head_shape_known() && entry.tensor->layout().shape == shape) return true;
-        std::lock_guard<std::recursive_mutex> lock(KvBuffer::buffer_of(t)->mutex);
+        std::lock_guard<std::recursive_mutex> lock(attention.buffer->mutex);
         if (flush() != GGML_STATUS_SUCCESS) return false;
         entry.attended = entry.tensor->set_head_shape(shape);
         return entry.attended;
     };
-    const ggml_tensor *k = op->src[1], *v = op->src[2];
-    if (!learn(k, {int(k->ne[2]), int(k->ne[0])})) return false;
-    return KvBuffer::entry_of(k) == KvBuffer::entry_of(v) || learn(v, {int(v->ne[2]), int(v->ne[0])});
+    if (!learn(*attention.k, attention.k_heads())) return false;
+    return attention.k == attention.v || learn(*attention.v, attention.v_heads());
 }
 
-const QueryGroups& Backend::query_groups(const ggml_tensor* op) {
-    const ggml_tensor *q = op->src[0], *k = op->src[1], *mask = op->src[3];
-    const void* data = mask == nullptr ? nullptr : mask->data;
+const QueryGroups& Backend::query_groups(const AttentionArgs& args) {
     CachedMask* slot = nullptr;
     for (CachedMask& m : masks_) {
-        if (m.valid && m.data == data && m.n_stream == q->ne[3] && m.n_q == q->ne[1] && m.n_kv == k->ne[1])
+        if (m.valid && m.data == args.mask.data && m.n_stream == args.n_stream && m.n_q == args.n_q &&
+            m.n_kv == args.n_kv)
             return *m.queries;
         if (!m.valid) slot = &m;
     }
@@ -147,16 +133,16 @@ const QueryGroups& Backend::query_groups(const ggml_tensor* op) {
         masks_.push_back({nullptr, 0, 0, 0, std::make_unique<QueryGroups>(), false});
         slot = &masks_.back();
     }
-    slot->queries->classify(mask_view(mask), int(q->ne[3]), q->ne[1], k->ne[1]);
-    slot->data = data;
-    slot->n_stream = q->ne[3];
-    slot->n_q = q->ne[1];
-    slot->n_kv = k->ne[1];
+    slot->queries->classify(args.mask, args.n_stream, args.n_q, args.n_kv);
+    slot->data = args.mask.data;
+    slot->n_stream = args.n_stream;
+    slot->n_q = args.n_q;
+    slot->n_kv = args.n_kv;
     slot->valid = true;
     return *slot->queries;
 }
 
-ggml_status Backend::attend(ggml_tensor* op) {
+ggml_status Backend::attend(ggml_tensor* op, const CacheAttention& attention) {
     for (const ggml_tensor* seen : attended_) {
         if (seen == op) {  // the same node again: a new graph of a host that does not announce them
             if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
@@ -165,40 +151,31 @@ ggml_status Backend::attend(ggml_tensor* op) {
         }
     }
     attended_.push_back(op);
-    KvBuffer& buffer = *KvBuffer::buffer_of(op->src[1]);
+    KvBuffer& buffer = *attention.buffer;
     if (!batch_.can_attend(buffer)) {
         if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
     }
     std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
-    if (!learn_heads(op)) {
+    if (!learn_heads(attention)) {
         if (const ggml_status status = flush(); status != GGML_STATUS_SUCCESS) return status;
-        pin_sources(op);
+        pin_caches_of(op);
         delegated_.push_back(op);
         return run_delegated();
     }
-    const KvEntry& entry = *KvBuffer::entry_of(op->src[1]);
-    if (entry.tracker != nullptr) {
-        const ggml_tensor *q = op->src[0], *k = op->src[1];
-        const int first_stream = int(first_cell(entry, k) / entry.n_cells);
-        entry.tracker->on_mask(epoch_, mask_view(op->src[3]), first_stream, int(q->ne[3]), q->ne[1],
-                               k->ne[1]);
-    }
-    buffer.note_attention(attention_layer(op));
-    batch_.add_attention(buffer, op, query_groups(op));
+    const AttentionArgs& args = attention.args;
+    if (WindowTracker* tracker = attention.k->tracker; tracker != nullptr)
+        tracker->on_mask(epoch_, args.mask, attention.k_stream, args.n_stream, args.n_q, args.n_kv);
+    buffer.note_attention(attention.layer);
+    batch_.add_attention(attention, query_groups(args));
     return GGML_STATUS_SUCCESS;
 }
 
-void Backend::pin_sources(const ggml_tensor* op) {
-    const auto pin = [&](const ggml_tensor* t) {
-        KvEntry* entry = t == nullptr ? nullptr : KvBuffer::entry_of(t);
-        if (entry == nullptr || !entry->mixed()) return;
-        KvBuffer& buffer = *KvBuffer::buffer_of(t);
+void Backend::pin_caches_of(const ggml_tensor* op) {
+    for_each_cache(op, [&](KvEntry& entry, KvBuffer& buffer) {
         shifts_.commit();  // the op comes after them
         std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
-        buffer.pin(*entry, pin_reason(op));
-    };
-    pin(op);
-    for (const ggml_tensor* src : op->src) pin(src);
+        buffer.pin(entry, pin_reason(op));
+    });
 }
 
 ggml_status Backend::run_delegated() {
@@ -222,27 +199,27 @@ ggml_status Backend::compute_nodes(ggml_cgraph* graph) {
     for (int i = 0; i < n && status == GGML_STATUS_SUCCESS; ++i) {
         ggml_tensor* op = ggml_graph_node(graph, i);
         if (ggml_is_empty(op) || (op->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
-        const OpKind kind = classify(op);
-        if (kind == OpKind::view) continue;
+        const Match node = match(op);
+        if (node.kind == OpKind::view) continue;
         // Native and delegated ops take turns; each kind is collected as long as the other does not come
         // between.
-        if (kind == OpKind::delegate) {
+        if (node.kind == OpKind::delegate) {
             status = flush();
             if (status != GGML_STATUS_SUCCESS) break;
-            pin_sources(op);
+            pin_caches_of(op);
             delegated_.push_back(op);
             continue;
         }
         status = run_delegated();
         if (status != GGML_STATUS_SUCCESS) break;
         ++native;
-        if (kind == OpKind::shift) {
+        if (node.kind == OpKind::shift) {
             status = flush();
-            if (status == GGML_STATUS_SUCCESS) status = shifts_.add(op);
+            if (status == GGML_STATUS_SUCCESS) status = shifts_.add(op, node.shift);
             continue;
         }
         shifts_.commit();
-        status = kind == OpKind::write ? write(op) : attend(op);
+        status = node.kind == OpKind::write ? write(node.write) : attend(op, node.attention);
     }
     // Also after a failure: rows that were announced to the cache must be stored.
     const ggml_status flushed = flush();

@@ -1,10 +1,10 @@
 #include "batch.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
+#include <type_traits>
 
 #include "graphs.h"
-#include "op_match.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -15,15 +15,14 @@ constexpr double kSerialWork = 200e3;
 // Storing a row costs about this much per element, encoding a frozen page several times that.
 constexpr double kStoreWork = 1.0;
 
-double attention_work(const ggml_tensor* op, const QueryGroups::Group& queries) {
-    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2];
+double attention_work(const AttentionArgs& args, const QueryGroups::Group& queries) {
     const std::int64_t n_tiles = (queries.n + MaskPages::kTileQueries - 1) / MaskPages::kTileQueries;
-    const std::int64_t n_pages = (k->ne[1] + kPageTokens - 1) / kPageTokens;
+    const std::int64_t n_pages = (args.n_kv + kPageTokens - 1) / kPageTokens;
     const double per_page = double(kPageTokens) *
                             double(std::min<std::int64_t>(queries.n, MaskPages::kTileQueries)) *
-                            double(q->ne[2]) * double(k->ne[0] + v->ne[0]);
+                            double(args.n_head) * double(args.head_dim_k + args.head_dim_v);
     double work = 0;
-    for (int s = 0; s < int(q->ne[3]); ++s) {
+    for (int s = 0; s < args.n_stream; ++s) {
         for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
             for (std::int64_t page = 0; page < n_pages; ++page) {
                 if (queries.pages.kind(s, 0, tile, page) != MaskPages::hidden) work += per_page;
@@ -35,23 +34,12 @@ double attention_work(const ggml_tensor* op, const QueryGroups::Group& queries) 
 }
 
 template <typename T>
-T* rows_from(void* data, std::ptrdiff_t offset_bytes) {
-    return reinterpret_cast<T*>(static_cast<std::byte*>(data) + offset_bytes);
+T* rows_from(T* data, std::ptrdiff_t offset_bytes) {
+    using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + offset_bytes);
 }
 
 }  // namespace
-
-MaskView mask_view(const ggml_tensor* mask) {
-    MaskView view;
-    if (mask == nullptr) return view;
-    view.data = static_cast<const fp16_t*>(mask->data);
-    view.row_stride_bytes = std::ptrdiff_t(mask->nb[1]);
-    view.head_stride_bytes = std::ptrdiff_t(mask->nb[2]);
-    view.stream_stride_bytes = std::ptrdiff_t(mask->nb[3]);
-    view.n_head = int(mask->ne[2]);
-    view.n_stream = int(mask->ne[3]);
-    return view;
-}
 
 struct Batch::Attention {
     Attention(const kernels::KernelSet& kernels, const std::shared_ptr<ThreadScratch>& scratch)
@@ -94,72 +82,44 @@ void Batch::lock(KvBuffer& buffer) {
     lock_ = std::unique_lock<std::recursive_mutex>(buffer.mutex);
 }
 
-void Batch::add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op,
-                      const std::vector<std::int64_t>& cells) {
-    lock(buffer);
-    const ggml_tensor* rows = op->src[0];
+void Batch::add_write(const CacheWrite& write, const std::vector<std::int64_t>& cells) {
+    lock(*write.buffer);
+    KvTensor& tensor = *write.entry->tensor;
     writes_.reserve(writes_.size() + 1);
-    entry.tensor->begin_write(cells, {rows->data, std::ptrdiff_t(rows->nb[1]), rows->type == GGML_TYPE_F16});
-    writes_.push_back(entry.tensor.get());
-    n_jobs_ += entry.tensor->n_jobs();
-    work_ += kStoreWork * double(cells.size()) * double(rows->ne[0]);
-    if (entry.tensor->n_jobs() > 2) work_ += kSerialWork;  // freezing
+    tensor.begin_write(cells, write.rows);
+    writes_.push_back(&tensor);
+    n_jobs_ += tensor.n_jobs();
+    work_ += kStoreWork * double(cells.size()) * double(write.row_elements);
+    if (tensor.n_jobs() > 2) work_ += kSerialWork;  // freezing
 }
 
-void Batch::add_attention(KvBuffer& buffer, const ggml_tensor* op, const QueryGroups& queries) {
-    lock(buffer);
-    for (const QueryGroups::Group& group : queries.groups()) add_queries(op, group);
+void Batch::add_attention(const CacheAttention& attention, const QueryGroups& queries) {
+    lock(*attention.buffer);
+    for (const QueryGroups::Group& group : queries.groups()) add_queries(attention, group);
 }
 
-void Batch::add_queries(const ggml_tensor* op, const QueryGroups::Group& queries) {
+void Batch::add_queries(const CacheAttention& attention, const QueryGroups::Group& queries) {
     if (n_attentions_ == attentions_.size())
         attentions_.push_back(std::make_unique<Attention>(kernels_, scratch_));
     Attention& a = *attentions_[n_attentions_];
 
-    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *sinks = op->src[4];
-    const KvEntry& ke = *KvBuffer::entry_of(k);
-    const KvEntry& ve = *KvBuffer::entry_of(v);
-    const int n_stream = int(q->ne[3]);
-    const int k_stream = int(first_cell(ke, k) / ke.n_cells);
-    const int v_stream = int(first_cell(ve, v) / ve.n_cells);
-    a.k.resize(std::size_t(n_stream));
-    a.v.resize(std::size_t(n_stream));
-    for (int s = 0; s < n_stream; ++s) {
-        a.k[std::size_t(s)] = ke.tensor->pages(k_stream + s);
-        a.v[std::size_t(s)] = ve.tensor->pages(v_stream + s);
-    }
-
     AttentionArgs& args = a.args;
-    args = {};
-    args.n_stream = n_stream;
-    args.n_q = queries.n;
-    args.n_kv = k->ne[1];
-    args.n_head = int(q->ne[2]);
-    args.n_head_kv = int(k->ne[2]);
-    args.head_dim_k = int(k->ne[0]);
-    args.head_dim_v = int(v->ne[0]);
-    args.q_row_stride = std::ptrdiff_t(q->nb[1]);
-    args.q = rows_from<const float>(q->data, queries.first * args.q_row_stride);
-    args.q_head_stride = std::ptrdiff_t(q->nb[2]);
-    args.q_stream_stride = std::ptrdiff_t(q->nb[3]);
+    args = attention.args;
+    a.k.resize(std::size_t(args.n_stream));
+    a.v.resize(std::size_t(args.n_stream));
+    for (int s = 0; s < args.n_stream; ++s) {
+        a.k[std::size_t(s)] = attention.k->tensor->pages(attention.k_stream + s);
+        a.v[std::size_t(s)] = attention.v->tensor->pages(attention.v_stream + s);
+    }
     args.k = a.k.data();
     args.v = a.v.data();
-    args.v_is_k = &ke == &ve;
+    args.n_q = queries.n;
+    args.q = rows_from(args.q, queries.first * args.q_row_stride);
     args.mask = queries.mask;
-    float params[3];
-    std::memcpy(params, op->op_params, sizeof params);
-    args.kq_scale = params[0];
-    args.max_bias = params[1];
-    args.logit_softcap = params[2];
-    args.sinks = sinks == nullptr ? nullptr : static_cast<const float*>(sinks->data);
-    // ggml's result is permuted: ne = [head_dim_v, n_head, n_q, n_stream].
-    args.out_head_stride = std::ptrdiff_t(op->nb[1]);
-    args.out_row_stride = std::ptrdiff_t(op->nb[2]);
-    args.out = rows_from<float>(op->data, queries.first * args.out_row_stride);
-    args.out_stream_stride = std::ptrdiff_t(op->nb[3]);
+    args.out = rows_from(args.out, queries.first * args.out_row_stride);
 
     a.mask_pages = &queries.pages;
-    work_ += attention_work(op, queries);
+    work_ += attention_work(args, queries);
     ++n_attentions_;
 }
 

@@ -5,14 +5,13 @@
 #include <mutex>
 #include <vector>
 
+#include "ggml_contract/nodes.h"
 #include "host_cpu.h"
 #include "kv_buffer.h"
 #include "mixed_kv/flash_decode.h"
 #include "query_groups.h"
 
 namespace mixed_kv::plugin {
-
-MaskView mask_view(const ggml_tensor* mask);  // null: everything is visible
 
 // Consecutive native ops of one split (SET_ROWS of K and of V, FLASH_ATTN_EXT), planned serially on the
 // calling thread and then run as one private graph of three nodes on the host's threads: store rows and
@@ -29,12 +28,10 @@ class Batch {
     bool can_write(const KvBuffer& buffer, const KvEntry& entry) const noexcept;
     bool can_attend(const KvBuffer& buffer) const noexcept;
 
-    // op: OpKind::write. cells: the global cell of each row. Throws Error when memory is refused.
-    void add_write(KvBuffer& buffer, KvEntry& entry, const ggml_tensor* op,
-                   const std::vector<std::int64_t>& cells);
-    // op: OpKind::attention, with heads known to its tensors. queries: all of its queries; must live until
-    // run().
-    void add_attention(KvBuffer& buffer, const ggml_tensor* op, const QueryGroups& queries);
+    // cells: the global cell of each row. Throws Error when memory is refused.
+    void add_write(const CacheWrite& write, const std::vector<std::int64_t>& cells);
+    // Heads must be known to its tensors. queries: all of its queries; must live until run().
+    void add_attention(const CacheAttention& attention, const QueryGroups& queries);
 
     // Runs everything added and leaves the batch empty. Rows and freezes are never left half done.
     ggml_status run();
@@ -47,7 +44,7 @@ class Batch {
     struct Attention;
     struct Graphs;
     void lock(KvBuffer& buffer);
-    void add_queries(const ggml_tensor* op, const QueryGroups::Group& queries);
+    void add_queries(const CacheAttention& attention, const QueryGroups::Group& queries);
     void store(int thread) noexcept;
     void finish() noexcept;
     static void store_node(int thread, void* batch);

@@ -1,7 +1,6 @@
 #include "buffer_choice.h"
 
-#include <cstring>
-
+#include "ggml_contract/tensors.h"
 #include "thread_state.h"
 
 namespace mixed_kv::plugin {
@@ -13,19 +12,14 @@ struct Announced {
 };
 ThreadState<Announced> announced;
 
-// llama_memory_recurrent names its tensors so.
-bool is_recurrent_state(const char* name) {
-    return std::strncmp(name, "cache_r_l", 9) == 0 || std::strncmp(name, "cache_s_l", 9) == 0;
-}
-
 }  // namespace
 
 void note_allocation(const ggml_tensor* tensor, std::size_t alignment) noexcept {
-    if (tensor->op != GGML_OP_NONE || tensor->view_src != nullptr) return;  // a graph's temporaries
+    if (!is_lasting(tensor)) return;
     Announced* state = announced.get();
     if (state == nullptr) return;
     const std::size_t size = (ggml_nbytes(tensor) + alignment - 1) / alignment * alignment;
-    state->recurrent = is_recurrent_state(tensor->name) ? state->recurrent + size : 0;
+    state->recurrent = is_recurrent_state(tensor) ? state->recurrent + size : 0;
 }
 
 bool is_for_recurrent_state(std::size_t size) noexcept {

@@ -8,10 +8,10 @@
 #include <exception>
 
 #include "fitting.h"
+#include "ggml_contract/op_support.h"
 #include "kv_buffer.h"
 #include "log.h"
 #include "memory_estimate.h"
-#include "op_match.h"
 
 namespace mixed_kv::plugin {
 namespace {

@@ -72,12 +72,15 @@ const ColdFormat* format_of(const Counted& item, const Settings& settings, int n
 
 void note_counted(const ggml_tensor* tensor) noexcept {
     Measurement* state = measurement.get();
+    const std::optional<CacheTensor> shown = cache_tensor(tensor);
+    if (state == nullptr || !shown) return;
     Counted item;
-    if (state == nullptr || !parse_cache_name(tensor->name, item.tensor.role, item.layer)) return;
-    item.tensor.row_bytes = tensor->nb[1];
-    item.tensor.n_cells = tensor->ne[1];
-    item.tensor.n_stream = int(tensor->ne[2]);
-    item.tensor.mixed = tensor->type == GGML_TYPE_F16;
+    item.layer = shown->layer;
+    item.tensor.role = shown->role;
+    item.tensor.row_bytes = shown->row_bytes;
+    item.tensor.n_cells = shown->n_cells;
+    item.tensor.n_stream = shown->n_stream;
+    item.tensor.mixed = shown->is_f16;
     // Tensors are counted over and over: for graphs, for the log, for the measurement.
     auto& counted = state->counted;
     if (std::find(counted.begin(), counted.end(), item) != counted.end()) return;

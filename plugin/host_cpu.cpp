@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "ggml-backend-impl.h"
-#include "lone_cpu_hook.h"
-#include "pool_hook.h"
+#include "ggml_contract/lone_cpu_hook.h"
+#include "ggml_contract/pool_hook.h"
 
 namespace mixed_kv::plugin {
 namespace {

@@ -4,9 +4,9 @@
 #include <string>
 
 #include "border.h"
+#include "ggml_contract/table_hook.h"
 #include "kv_buffer.h"
 #include "report.h"
-#include "table_hook.h"
 #include "thread_state.h"
 
 namespace mixed_kv::plugin {
@@ -29,10 +29,7 @@ alloc_size_t original_alloc_size = nullptr;  // null: ggml_nbytes
 std::size_t hooked_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor* tensor) {
     const std::size_t size =
         original_alloc_size == nullptr ? ggml_nbytes(tensor) : original_alloc_size(type, tensor);
-    if (tensor->op != GGML_OP_NONE || tensor->view_src != nullptr || tensor->buffer != nullptr) return size;
-    KvRole role;
-    int layer = 0;
-    if (!parse_cache_name(tensor->name, role, layer)) return size;
+    if (tensor->buffer != nullptr || !cache_tensor(tensor)) return size;
     Share* state = share.get();
     if (state == nullptr) return size;
     if (state->placing > 0) {

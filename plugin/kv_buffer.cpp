@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
+#include <optional>
 
 #include "device.h"
 #include "host_share.h"
@@ -26,20 +26,6 @@ std::size_t offset_in(const KvEntry& entry, const ggml_tensor* tensor, std::size
 }
 
 }  // namespace
-
-bool parse_cache_name(const char* name, KvRole& role, int& layer) {
-    if (std::strncmp(name, "cache_", 6) != 0) return false;
-    const std::string_view rest(name + 6);
-    const auto last = rest.rfind("_l");
-    if (last == std::string_view::npos || last == 0) return false;
-    const char kind = rest[last - 1];
-    const bool tagged_well = last == 1 || rest[last - 2] == '_';
-    if (!tagged_well || (kind != 'k' && kind != 'v')) return false;
-    role = kind == 'k' ? KvRole::key : KvRole::value;
-    const std::string_view number = rest.substr(last + 2);
-    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), layer);
-    return error == std::errc{} && end == number.data() + number.size() && layer >= 0;
-}
 
 KvBuffer::KvBuffer(std::size_t size, const Settings& settings) : size_(size), settings_(settings) {
     mapped_ = round_up(std::max<std::size_t>(size, 1), kOsPage);
@@ -96,37 +82,32 @@ WindowTracker* KvBuffer::tracker_for(std::int64_t n_cells, int n_stream) {
 }
 
 void KvBuffer::init_tensor(const ggml_tensor* tensor) {
-    KvRole role;
-    int layer = 0;
-    if (tensor->view_src != nullptr || tensor->op != GGML_OP_NONE ||
-        !parse_cache_name(tensor->name, role, layer)) {
-        return;
-    }
-    if (find(tensor->data) != nullptr) return;
+    const std::optional<CacheTensor> created = cache_tensor(tensor);
+    if (!created || find(tensor->data) != nullptr) return;
     if (entries_.empty()) n_host_tensors_ = take_host_tensors();
 
     auto entry = std::make_unique<KvEntry>();
     entry->name = tensor->name;
-    entry->role = role;
-    entry->layer = layer;
+    entry->role = created->role;
+    entry->layer = created->layer;
     entry->base = static_cast<std::byte*>(tensor->data);
-    entry->row_bytes = tensor->nb[1];
-    entry->n_cells = tensor->ne[1];
-    entry->n_stream = int(tensor->ne[2]);
-    if (tensor->type != GGML_TYPE_F16) {
+    entry->row_bytes = created->row_bytes;
+    entry->n_cells = created->n_cells;
+    entry->n_stream = created->n_stream;
+    if (!created->is_f16) {
         entry->reason =
             std::string("the cache type is ") + ggml_type_name(tensor->type) + ", mixed storage needs f16";
     } else {
         entry->tracker = tracker_for(entry->n_cells, entry->n_stream);
-        make_tensor(*entry, int(tensor->ne[0]));
+        make_tensor(*entry, created->row_elements);
     }
     auto at = std::upper_bound(entries_.begin(), entries_.end(), entry->base,
                                [](const std::byte* a, const auto& e) { return a < e->base; });
     entries_.insert(at, std::move(entry));
-    if (layer < n_layers_) return;
+    if (created->layer < n_layers_) return;
     // Rules may count layers from the last one, which is known when the last tensor has come. Nothing has
     // been written yet.
-    n_layers_ = layer + 1;
+    n_layers_ = created->layer + 1;
     for (auto& known : entries_) {
         if (known->tensor != nullptr) make_tensor(*known, known->tensor->config().row_elements);
     }

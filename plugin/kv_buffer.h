@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ggml-backend-impl.h"
+#include "ggml_contract/tensors.h"
 #include "mixed_kv/kv_tensor.h"
 #include "mixed_kv/page_arena.h"
 #include "mixed_kv/settings.h"
@@ -131,13 +132,5 @@ class KvBuffer {
 };
 
 ggml_backend_buffer_type_t buffer_type();
-
-// llama.cpp names cache tensors cache_<tag>k_l<layer> and cache_<tag>v_l<layer> when it creates them
-// (llama_kv_cache's constructor); recurrent state is cache_r_l<layer>, cache_s_l<layer>. False for other
-// names.
-bool parse_cache_name(const char* name, KvRole& role, int& layer);
-
-// The root of a view: where its memory is.
-inline const ggml_tensor* root_of(const ggml_tensor* t) noexcept { return t->view_src ? t->view_src : t; }
 
 }  // namespace mixed_kv::plugin

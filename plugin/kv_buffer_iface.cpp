@@ -122,8 +122,7 @@ size_t get_alignment(ggml_backend_buffer_type_t) { return kAlignment; }
 size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor* tensor) {
     if (tensor->buffer == nullptr) {
         note_allocation(tensor, kAlignment);
-    } else if (tensor->op == GGML_OP_NONE && tensor->view_src == nullptr &&
-               tensor->buffer->context == nullptr) {  // in a placeholder
+    } else if (is_lasting(tensor) && tensor->buffer->context == nullptr) {  // in a placeholder
         note_counted(tensor);
     }
     return ggml_nbytes(tensor);

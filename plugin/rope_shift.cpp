@@ -8,17 +8,6 @@
 
 namespace mixed_kv::plugin {
 
-bool rotary_pairs(const ggml_tensor* op, std::size_t row_offset, RotaryPairs& pairs, int& head_dim) {
-    const int n_dims = op->op_params[1], mode = op->op_params[2], first = op->op_params[15];
-    if (mode != GGML_ROPE_TYPE_NORMAL && mode != GGML_ROPE_TYPE_NEOX) return false;
-    head_dim = int(op->nb[1] / sizeof(fp16_t));
-    pairs.first = int(row_offset / sizeof(fp16_t)) + first;  // partial rotations may start inside a head
-    pairs.n_pairs = n_dims / 2;
-    pairs.interleaved = mode == GGML_ROPE_TYPE_NORMAL;
-    return op->nb[0] == sizeof(fp16_t) && op->nb[1] % sizeof(fp16_t) == 0 && n_dims > 0 &&
-           pairs.first + n_dims <= head_dim && first + n_dims <= op->ne[0];
-}
-
 namespace {
 
 // YaRN's attention factor is part of a key since it was written; a key that moves must not get it again
@@ -30,15 +19,15 @@ float to_unit_length(float c, float s) noexcept {
 
 }  // namespace
 
-std::shared_ptr<const KeyShifts::Cells> KeyShifts::read_cells(const ggml_tensor* shifts) {
-    if (last_cells_ != nullptr && last_cells_->input == shifts->data &&
-        std::int64_t(last_cells_->kinds.size()) == shifts->ne[0]) {
+std::shared_ptr<const KeyShifts::Cells> KeyShifts::read_cells(const CacheShift& shift) {
+    if (last_cells_ != nullptr && last_cells_->input == shift.distances &&
+        std::int64_t(last_cells_->kinds.size()) == shift.n_cells) {
         return last_cells_;
     }
     auto cells = std::make_shared<Cells>();
-    cells->input = shifts->data;
-    cells->kinds.resize(std::size_t(shifts->ne[0]));
-    const auto* values = static_cast<const std::int32_t*>(shifts->data);
+    cells->input = shift.distances;
+    cells->kinds.resize(std::size_t(shift.n_cells));
+    const std::int32_t* values = shift.distances;
     std::unordered_map<std::int32_t, std::uint32_t> kinds;
     std::int32_t last = 0;
     std::uint32_t last_kind = 0;
@@ -63,38 +52,20 @@ std::shared_ptr<const KeyShifts::Cells> KeyShifts::read_cells(const ggml_tensor*
 
 // What the host's own ROPE, with all its parameters, makes of the pair (1, 0): cosine and sine for every
 // distance.
-ggml_status KeyShifts::read_turns(const ggml_tensor* op, const RotaryPairs& pairs, const Cells& cells,
+ggml_status KeyShifts::read_turns(const ggml_tensor* op, const CacheShift& shift, const Cells& cells,
                                   std::vector<float>& turns) {
-    const std::size_t n = cells.positions.size(), width = std::size_t(op->ne[0]);
-    const auto first = std::size_t(op->op_params[15]), n_pairs = std::size_t(pairs.n_pairs);
+    const std::size_t n = cells.positions.size(), width = shift.row_width;
+    const auto n_pairs = std::size_t(shift.pairs.n_pairs);
     const auto channel = [&](std::size_t pair, std::size_t which) {
-        return first + (pairs.interleaved ? 2 * pair + which : pair + which * n_pairs);
+        return shift.first_channel + (shift.pairs.interleaved ? 2 * pair + which : pair + which * n_pairs);
     };
     std::vector<float> in(n * width), out(n * width);
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t pair = 0; pair < n_pairs; ++pair) in[i * width + channel(pair, 0)] = 1.0f;
     }
     Graph graph(1);
-    ggml_tensor rope = *op, rows = *op->src[0], positions = *op->src[1];
-    for (ggml_tensor* t : {&rope, &rows}) {
-        t->type = GGML_TYPE_F32;
-        t->ne[1] = 1;
-        t->ne[2] = std::int64_t(n);
-        t->nb[0] = sizeof(float);
-        t->nb[1] = t->nb[2] = width * sizeof(float);
-        t->nb[3] = n * width * sizeof(float);
-    }
-    positions.ne[0] = std::int64_t(n);
-    for (ggml_tensor* t : {&rope, &rows, &positions}) {
-        t->view_src = nullptr;
-        t->buffer = nullptr;
-    }
-    rope.data = out.data();
-    rows.data = in.data();
-    positions.data = const_cast<std::int32_t*>(cells.positions.data());
-    rope.src[0] = &rows;
-    rope.src[1] = &positions;
-    graph.add(&rope);
+    HostRope rope(op, n, in.data(), out.data(), cells.positions.data());
+    graph.add(rope.node());
     const ggml_status status = cpu_.compute(graph.get(), false);
     if (status != GGML_STATUS_SUCCESS) return status;
     turns.resize(n * 2 * n_pairs);
@@ -109,33 +80,31 @@ ggml_status KeyShifts::read_turns(const ggml_tensor* op, const RotaryPairs& pair
     return GGML_STATUS_SUCCESS;
 }
 
-ggml_status KeyShifts::add(ggml_tensor* op) {
-    KvBuffer& buffer = *KvBuffer::buffer_of(op);
+ggml_status KeyShifts::add(const ggml_tensor* op, const CacheShift& node) {
     auto pending = std::make_unique<Pending>();
-    pending->lock = std::unique_lock<std::recursive_mutex>(buffer.mutex);
-    KvEntry& entry = *KvBuffer::entry_of(op);
-    pending->tensor = entry.tensor.get();
+    pending->lock = std::unique_lock<std::recursive_mutex>(node.buffer->mutex);
+    pending->tensor = node.entry->tensor.get();
     for (const auto& earlier : pending_) {
         if (earlier->tensor == pending->tensor) {  // two in a row
             commit();
             break;
         }
     }
-    pending->cells = read_cells(op->src[1]);
+    pending->cells = read_cells(node);
     const Cells& cells = *pending->cells;
     if (cells.positions.empty()) return GGML_STATUS_SUCCESS;
-    KeyShift shift;
-    const auto offset = std::size_t(static_cast<std::byte*>(op->data) - entry.base);
-    rotary_pairs(op, offset, shift.pairs, shift.head_dim);
-    const ggml_status status = read_turns(op, shift.pairs, cells, pending->turns);
+    const ggml_status status = read_turns(op, node, cells, pending->turns);
     if (status != GGML_STATUS_SUCCESS) return status;
-    shift.n_head = entry.tensor->config().row_elements / shift.head_dim;
+    KeyShift shift;
+    shift.pairs = node.pairs;
+    shift.head_dim = node.head_dim;
+    shift.n_head = pending->tensor->config().row_elements / shift.head_dim;
     shift.kinds = cells.kinds.data();
     shift.turns = pending->turns.data();
     shift.distances = cells.distances.data();
     shift.n_turns = int(cells.distances.size());
     pending_.reserve(pending_.size() + 1);
-    entry.tensor->plan_shift(shift);
+    pending->tensor->plan_shift(shift);
     pending_.push_back(std::move(pending));
     return GGML_STATUS_SUCCESS;
 }

@@ -5,8 +5,8 @@
 #include <mutex>
 #include <vector>
 
+#include "ggml_contract/nodes.h"
 #include "host_cpu.h"
-#include "kv_buffer.h"
 
 namespace mixed_kv::plugin {
 
@@ -19,9 +19,9 @@ class KeyShifts {
     KeyShifts(const KeyShifts&) = delete;
     KeyShifts& operator=(const KeyShifts&) = delete;
 
-    // op: OpKind::shift. Throws Error or std::bad_alloc when memory is refused; call abandon() after that, or
-    // when the status is not success.
-    ggml_status add(ggml_tensor* op);
+    // op: the node that was matched as one. Throws Error or std::bad_alloc when memory is refused; call
+    // abandon() after that, or when the status is not success.
+    ggml_status add(const ggml_tensor* op, const CacheShift& shift);
     void commit() noexcept;
     void abandon() noexcept;
 
@@ -39,16 +39,13 @@ class KeyShifts {
         std::vector<float> turns;
         std::unique_lock<std::recursive_mutex> lock;
     };
-    std::shared_ptr<const Cells> read_cells(const ggml_tensor* shifts);
-    ggml_status read_turns(const ggml_tensor* op, const RotaryPairs& pairs, const Cells& cells,
+    std::shared_ptr<const Cells> read_cells(const CacheShift& shift);
+    ggml_status read_turns(const ggml_tensor* op, const CacheShift& shift, const Cells& cells,
                            std::vector<float>& turns);
 
     HostCpu& cpu_;
     std::shared_ptr<const Cells> last_cells_;
     std::vector<std::unique_ptr<Pending>> pending_;
 };
-
-// Where a K-shift's pairs are in a head of head_dim channels. False when its ROPE turns anything else.
-bool rotary_pairs(const ggml_tensor* op, std::size_t row_offset, RotaryPairs& pairs, int& head_dim);
 
 }  // namespace mixed_kv::plugin

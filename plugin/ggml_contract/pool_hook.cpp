@@ -1,12 +1,12 @@
-#include "pool_hook.h"
+#include "ggml_contract/pool_hook.h"
 
 #include <cstring>
 #include <mutex>
 
 #include "border.h"
 #include "ggml-backend-impl.h"
+#include "ggml_contract/table_hook.h"
 #include "host_cpu.h"
-#include "table_hook.h"
 #include "thread_state.h"
 
 namespace mixed_kv::plugin {

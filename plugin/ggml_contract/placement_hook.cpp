@@ -1,10 +1,9 @@
-#include "placement_hook.h"
+#include "ggml_contract/placement_hook.h"
 
 #include <mutex>
 
-#include "ggml_contract/ops.h"
-#include "op_match.h"
-#include "table_hook.h"
+#include "ggml_contract/nodes.h"
+#include "ggml_contract/table_hook.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -13,7 +12,7 @@ using supports_op_t = bool (*)(ggml_backend_dev_t, const ggml_tensor*);
 supports_op_t original_supports_op = nullptr;
 
 bool hooked_supports_op(ggml_backend_dev_t cpu, const ggml_tensor* op) {
-    if (op->op == Ops::flash_attn_ext && classify(op) == OpKind::attention) return false;
+    if (is_cache_attention(op)) return false;
     return original_supports_op(cpu, op);
 }
 

@@ -1,12 +1,13 @@
-#include "lone_cpu_hook.h"
+#include "ggml_contract/lone_cpu_hook.h"
 
 #include <mutex>
 
 #include "border.h"
+#include "ggml_contract/nodes.h"
+#include "ggml_contract/op_support.h"
+#include "ggml_contract/table_hook.h"
 #include "host_share.h"
 #include "kv_buffer.h"
-#include "op_match.h"
-#include "table_hook.h"
 #include "thread_state.h"
 
 namespace mixed_kv::plugin {
@@ -27,22 +28,16 @@ struct Pending {
 };
 ThreadState<Pending> pending;
 
-void pin(const ggml_tensor* tensor) {
-    KvEntry* entry = tensor == nullptr ? nullptr : KvBuffer::entry_of(tensor);
-    if (entry == nullptr || !entry->mixed()) return;
-    KvBuffer& buffer = *KvBuffer::buffer_of(tensor);
-    const std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
-    buffer.pin(*entry, kReason);
-}
-
 ggml_status pin_and_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     const ggml_status status = at_border("pinning a shared cache", GGML_STATUS_ALLOC_FAILED, [&] {
         const int n = ggml_graph_n_nodes(graph);
         for (int i = 0; i < n; ++i) {
             const ggml_tensor* op = ggml_graph_node(graph, i);
-            if (classify(op) == OpKind::view) continue;
-            pin(op);
-            for (const ggml_tensor* src : op->src) pin(src);
+            if (is_view_node(op)) continue;
+            for_each_cache(op, [](KvEntry& entry, KvBuffer& buffer) {
+                const std::lock_guard<std::recursive_mutex> lock(buffer.mutex);
+                buffer.pin(entry, kReason);
+            });
         }
         return GGML_STATUS_SUCCESS;
     });
