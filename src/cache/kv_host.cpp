@@ -70,21 +70,23 @@ void KvTensor::open_rows(std::uint32_t index, std::uint64_t cells, std::uint64_t
     }
     if (page.state != PageState::cold) return;
     const std::uint64_t kept = cells & ~whole & ~page.overlay;
-    if (kept == 0 && promotes(index, cells)) {
-        promote(index, whole, allocate_hot());
-        return;
-    }
     std::vector<fp16_t> rows;
     if (kept != 0) {
         rows.resize(hot_bytes() / sizeof(fp16_t));
         std::vector<float> scratch(scratch_floats());
         decode_rows(index, 0, kPageTokens, rows.data(), scratch.data());
     }
-    fp16_t* overlay = overlay_fits(page, cells) ? nullptr : allocate_overlay(page.overlay | cells);
-    grow_overlay(page, cells, overlay);
+    const bool is_opened = promotes(index, cells);  // no row is left in a block
+    if (is_opened) {
+        promote(index, whole, allocate_hot());
+    } else {
+        fp16_t* overlay = overlay_fits(page, cells) ? nullptr : allocate_overlay(page.overlay | cells);
+        grow_overlay(page, cells, overlay);
+    }
     for_each_cell(kept, [&](int t) {
         put_row(page, t, rows.data() + static_cast<std::ptrdiff_t>(t) * config_.row_elements);
     });
+    if (is_opened) return;
     drop_block_cells(index, cells);
     forget_turns(index, cells);
 }

@@ -88,6 +88,20 @@ TEST(KvHostAccess, PartsOfRowsInEveryState) {
     }
 }
 
+// A write that covers all rows of a block, the first and the last one in part, leaves no block behind.
+TEST(KvHostAccess, AllRowsOfABlockInPart) {
+    for (const std::size_t odd : {std::size_t{1}, std::size_t{6}}) {
+        KvDriver cache({.n_cells = 256, .window = 16, .sinks = 0});
+        cache.decode_run(0, 200);
+        cache.decode_run(200, 20);
+        ASSERT_EQ(cache.states(), "cchh");
+        const auto data = cache.random_fp16(64);
+        cache.write_bytes(64 * cache.row_bytes() + odd, data, 0, 64 * cache.row_bytes() - 2 * odd);
+        EXPECT_EQ(cache.states(), "chhh");
+        cache.expect_sound(false);
+    }
+}
+
 TEST(KvHostAccess, RangesBeyondTheEndAreRefused) {
     KvDriver cache({.n_cells = 100});
     std::vector<std::byte> data(200);
