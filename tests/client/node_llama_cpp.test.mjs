@@ -113,6 +113,26 @@ describe("node-llama-cpp", () => {
         assert.ok(answer.text.length > 0);
     });
 
+    test("a limit is kept, or the context refused in words: never a cache of the host's own", () => {
+        for (const limit of [1, 20, 100, 200, 500]) {
+            for (const contextSize of [4096, "auto"]) {
+                const where = `limit ${limit} MiB, contextSize ${contextSize}`;
+                const answer = complete({...withPlugin, GGML_MIXED_KV_LIMIT_MB: String(limit)},
+                    {prompt: "The", contextSize, maxTokens: 2, fails: true});
+                assert.ok(!answer.log.some((line) => /CPU KV buffer size/.test(line)), where);
+                // node-llama-cpp asks for less where a context was refused, a few times.
+                const refused = answer.ours.filter((line) => line.includes(`GGML_MIXED_KV_LIMIT_MB=${limit}: refused`));
+                if (answer.error != null) {
+                    assert.ok(refused.length > 0, `${where}: ${answer.error}\n${answer.ours.join("\n")}`);
+                    continue;
+                }
+                const [, mib] = answer.creation.at(-1).match(/, ([\d.]+) MiB \(F16/);
+                assert.ok(Number(mib) <= limit, `${where}: ${answer.creation.at(-1)}`);
+                console.log(`${where}: ${mib} MiB${refused.length > 0 ? `, ${refused.length} refused before` : ""}`);
+            }
+        }
+    });
+
     test("a wrong setting is refused in one line and does not take the host down", () => {
         const answer = complete({...withPlugin, GGML_MIXED_KV_WINDOW: "-1"}, {fails: true});
         assert.equal(answer.creation.length, 0);
