@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "graphs.h"
+#include "thread_sanitizer.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -165,7 +166,9 @@ ggml_status Batch::run() {
         ggml_cgraph* graph = n_attentions_ == 0 ? graphs_->store_only.get()
                              : writes_.empty()  ? graphs_->attend_only.get()
                                                 : graphs_->all.get();
+        order_before(this);
         status = cpu_.compute(graph, false);
+        order_after(this);
         store(0);  // does nothing unless the host could not run the graph: rows are never left half stored
     }
     finish();

@@ -11,6 +11,8 @@
 #include <new>
 #include <vector>
 
+#include "thread_sanitizer.h"
+
 namespace mixed_kv::plugin {
 namespace {
 
@@ -69,7 +71,9 @@ struct CustomNode::Slot {
     float unused = 0;  // the tensor's only element
     static void run(ggml_tensor*, int thread, int, void* slot) {
         const auto& self = *static_cast<const Slot*>(slot);
+        order_after(self.data);
         self.fn(thread, self.data);
+        order_before(self.data);
     }
 };
 

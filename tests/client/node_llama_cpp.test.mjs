@@ -123,7 +123,9 @@ describe("node-llama-cpp", () => {
                 // node-llama-cpp asks for less where a context was refused, a few times.
                 const refused = answer.ours.filter((line) => line.includes(`GGML_MIXED_KV_LIMIT_MB=${limit}: refused`));
                 if (answer.error != null) {
-                    assert.ok(refused.length > 0, `${where}: ${answer.error}\n${answer.ours.join("\n")}`);
+                    // "max" is refused by node-llama-cpp itself where the weights, too, would not fit the limit.
+                    assert.ok(refused.length > 0 || /Not enough VRAM/.test(answer.error),
+                        `${where}: ${answer.error}\n${answer.ours.join("\n")}`);
                     continue;
                 }
                 const [, mib] = answer.creation.at(-1).match(/, ([\d.]+) MiB \(F16/);

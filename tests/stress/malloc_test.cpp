@@ -232,7 +232,8 @@ class Malloc : public testing::Test {
             std::string function = readable ? readable.get() : frame.substr(name + 1);
             function.resize(std::min(function.size(), function.find('(')));
             const bool allocates = function == "operator new" || function == "ggml_aligned_malloc";
-            if (!allocates && frame.rfind("libc.so", 0) != 0 && function.find("std::") == std::string::npos)
+            if (!allocates && frame.rfind("libc.so", 0) != 0 && function.find("std::") == std::string::npos &&
+                function.rfind("_ZNSt", 0) != 0 && frame.find("libstdc++") == std::string::npos)
                 return how + " in " + function;
         }
         return how + ": " + stack;

@@ -39,15 +39,21 @@ for fit in on off; do
     for limit in 1 20 100 200 500; do
         for context in "-c 4096" "-c 262144" ""; do
             export GGML_BACKEND_PATH=$plugin GGML_MIXED_KV_LIMIT_MB=$limit
-            # shellcheck disable=SC2086 # the options are words
-            timeout 300 "$bin/llama-completion" -m "$model" $context --fit $fit -no-cnv -p The -n 2 -t 1 -lv 4 >"$log" 2>&1
+            # It prints from a thread of its own, and loses the end of its log when it ends at once: again, until the
+            # reason for its end is there.
+            for _ in $(seq 30); do
+                # shellcheck disable=SC2086 # the options are words
+                timeout 300 "$bin/llama-completion" -m "$model" $context --fit $fit -no-cnv -p The -n 2 -t 1 -lv 4 \
+                    >"$log" 2>&1 && break
+                grep -qa "unable to create context" "$log" && break
+            done
             judge llama-completion
             port=$((port + 1))
             # shellcheck disable=SC2086
             "$bin/llama-server" -m "$model" $context --fit $fit -np 1 -t 1 --no-warmup --port $port -lv 4 >"$log" 2>&1 &
             server=$!
             for _ in $(seq 600); do
-                grep -qa "server is listening" "$log" && break
+                grep -qa "listening on http" "$log" && break
                 kill -0 $server 2>/dev/null || break
                 sleep 0.2
             done
