@@ -44,7 +44,7 @@ void check_formats(const char* option, const std::vector<std::string>& formats) 
 // The raw texts of the command line.
 struct Texts {
     std::vector<std::string> k, v, host = kHostTypes;
-    std::string isa;
+    std::string isa, html;
     std::optional<int> threads;
     bool json = false, csv = false, markdown = false;
 };
@@ -66,6 +66,8 @@ void add_common(CommandLine& command, BenchArguments& bench, Texts& texts) {
     command.flag("--json", texts.json, "Print one JSON object");
     command.flag("--csv", texts.csv, "Print CSV");
     command.flag("--md", texts.markdown, "Print Markdown tables");
+    command.option("--html", texts.html, "Write a page for the browser: speed against depth, ratios")
+        .value_name("FILE.html");
 }
 
 void add_measuring(CommandLine& command, BenchArguments& bench) {
@@ -145,6 +147,7 @@ void finish_common(BenchArguments& bench, const Texts& texts) {
                    : texts.csv      ? OutputFormat::csv
                    : texts.markdown ? OutputFormat::markdown
                                     : OutputFormat::text;
+    bench.html = texts.html;
     check_formats("--k", texts.k);
     check_formats("--v", texts.v);
     bench.k = texts.k;

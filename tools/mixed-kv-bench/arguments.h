@@ -35,7 +35,8 @@ struct BenchArguments {
     std::string model;
     int n_prompt = 1;  // model: tokens of a step, 1 generates, more is a ubatch; prompt: tokens of all of it
     int window = 64, sinks = 4;
-    std::string svg;  // file for the plot; empty: none
+    std::string svg;   // file for the plot; empty: none
+    std::string html;  // file for the page; empty: none
     // model
     std::vector<int> n_parallel = {1};
     bool kv_unified = false;

@@ -1,7 +1,9 @@
 // mixed-kv-bench: speed of attention and of whole models with the mixed KV cache, beside llama.cpp's own
 // caches and beside what this machine's memory and arithmetic can do.
 
+#include "bench_scripts.h"
 #include "common/run_tool.h"
+#include "html/page.h"
 #include "mixed-kv-bench/arguments.h"
 #include "mixed-kv-bench/attention_bench.h"
 #include "mixed-kv-bench/model_bench.h"
@@ -29,15 +31,21 @@ void print(const Report& report, OutputFormat format) {
             write_stdout(to_table(report, format == OutputFormat::markdown));
             break;
     }
-    flush_stdout();  // the plot comes after it
+    flush_stdout();  // page and plot come after it
 }
 
 int run(int argc, char** argv) {
     const std::optional<BenchArguments> arguments = parse_bench_arguments(argc, argv);
     if (!arguments) return kExitOk;
-    // The plot comes last: where its file cannot be written, the report is there.
-    const auto print_and_plot = [&](const auto& report) {
+    // Files come last: where one cannot be written, the report is there.
+    const auto print_and_show = [&](const auto& report) {
         print(report, arguments->output);
+        if (!arguments->html.empty()) {
+            trace::write_output_file(arguments->html, report_page("Speed", kBenchScripts, to_json(report)));
+        }
+    };
+    const auto print_and_plot = [&](const auto& report) {
+        print_and_show(report);
         if (!arguments->svg.empty()) trace::write_output_file(arguments->svg, plot_svg(report));
     };
     if (arguments->mode == BenchMode::model) {
@@ -45,7 +53,7 @@ int run(int argc, char** argv) {
     } else if (arguments->mode == BenchMode::prompt) {
         print_and_plot(run_prompt_bench(*arguments));
     } else {
-        print(run_attention_bench(*arguments), arguments->output);
+        print_and_show(run_attention_bench(*arguments));
     }
     return kExitOk;
 }

@@ -11,6 +11,8 @@
 #include "common/llama_log.h"
 #include "common/run_tool.h"
 #include "common/text_file.h"
+#include "eval_scripts.h"
+#include "html/page.h"
 #include "mixed-kv-eval/calibrate.h"
 #include "mixed-kv-eval/evaluation.h"
 #include "mixed-kv-eval/output.h"
@@ -41,7 +43,7 @@ int run(int argc, char** argv) {
         "Compares KV caches by the next-token distributions they give, against exact F16 rows.");
     std::string model_path, text_path, configs = "host:f16,host:q8_0,host:q4_0,mixed:balanced", recall_path;
     EvaluationOptions options;
-    std::string baseline, plot_prefix;
+    std::string baseline, plot_prefix, html;
     int recall_contexts = 0, greedy_tokens = 0, greedy_prompts = 4, first_chunk = 0;
     bool json = false, csv = false;
     std::string calibrated_model, output_path;
@@ -80,6 +82,8 @@ int run(int argc, char** argv) {
         .range(1, kMany);
     command.option("--plot", plot_prefix, "Write PREFIX-kld.svg, and with --recall PREFIX-recall.svg")
         .value_name("PREFIX");
+    command.option("--html", html, "Write a page for the browser: KLD against bits, tail, recall, all figures")
+        .value_name("FILE.html");
     command
         .option("--resume", options.progress_path,
                 "File that keeps the results by configuration and context; what it holds is not run again")
@@ -95,6 +99,9 @@ int run(int argc, char** argv) {
         throw UsageError("-o names the file that --calibrate writes, which is not asked for");
     }
     const bool calibrating = !calibrated_model.empty();
+    if (calibrating && !(html.empty() && plot_prefix.empty())) {
+        throw UsageError("--html and --plot show an evaluation, which --calibrate does not make");
+    }
     if (calibrating) model_path = calibrated_model;
     if (model_path.empty()) throw UsageError("no model: give -m MODEL or --calibrate MODEL");
     const std::vector<Configuration> configurations = parse_configurations(configs);
@@ -165,6 +172,9 @@ int run(int argc, char** argv) {
         trace::write_output_file(plot_prefix + "-kld.svg", kld_plot(report));
         if (!report.recalls.empty())
             trace::write_output_file(plot_prefix + "-recall.svg", recall_plot(report));
+    }
+    if (!html.empty()) {
+        trace::write_output_file(html, report_page("Quality of KV caches", kEvalScripts, to_json(report)));
     }
     if (json) {
         write_stdout(to_json(report).dump(2) + "\n");
