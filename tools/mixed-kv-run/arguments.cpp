@@ -17,12 +17,20 @@ std::optional<RunArguments> parse_run_arguments(int argc, char** argv) {
     command.flag("--ignore-eos", run.ignore_eos, "Go on after the model has ended its text");
     command.flag("--no-warmup", no_warm_up, "Do not touch the weights before measuring");
     command.flag("--no-threadpool", no_pool, "Attach no thread pool, as simple clients of libllama");
+    command.flag("--watch", run.watch,
+                 "Show while it runs: pages hot and cold by layer, memory, tokens per second");
     command.flag("-v,--verbose", run.verbose, "Show llama.cpp's log");
     if (!command.parse(argc, argv)) {
         return std::nullopt;
     }
     if (no_mixed && run.compare) {
         throw UsageError("--compare needs the mixed cache, which --no-mixed leaves out");
+    }
+    if (no_mixed && run.watch) {
+        throw UsageError("--watch shows the mixed cache, which --no-mixed leaves out");
+    }
+    if (run.watch && run.verbose) {
+        throw UsageError("--watch and -v both write to standard error; give one of them");
     }
     generation.finish(run);
     run.mixed = !no_mixed;

@@ -13,6 +13,7 @@ struct RunArguments : GenerationArguments {
     bool warm_up = true;
     bool ignore_eos = false;  // an end-of-text token is a token like any other
     bool verbose = false;
+    bool watch = false;  // show how the cache fills
 };
 
 // nullopt: --help or --version was asked for and printed. Throws UsageError, and std::runtime_error for a

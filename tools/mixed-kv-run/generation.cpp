@@ -186,9 +186,11 @@ RunResult run_prompt(const RunInput& input, const RunEvents& events) {
             host.seal();
         }
         result.n_ctx = n_ctx;
+        events.on_begin();
         run_prompt_tokens(context, tokens, options.n_batch, events, result);
         host.seal();
         generate(context, vocab, arguments, n_ctx, events, result);
+        events.on_end();
         result.n_live_rows = result.n_prompt + result.n_decoded;
         measure_memory(input, host, result);
         if (plugin_owns) {

@@ -43,6 +43,8 @@ struct RunEvents {
     std::function<void(const std::vector<std::string>&)> on_cache_created;  // the plugin's lines
     std::function<void(int done, int total)> on_prompt_progress;
     std::function<void(const std::string&)> on_text;
+    // Just before the prompt, and after the last token, when the cache is still there.
+    std::function<void()> on_begin, on_end;
 };
 
 struct RunInput {

@@ -11,14 +11,16 @@
 #include "mixed-kv-run/arguments.h"
 #include "mixed-kv-run/generation.h"
 #include "mixed-kv-run/output.h"
+#include "mixed-kv-run/watch.h"
 
 namespace mixed_kv::tools {
 
 namespace {
 
-RunEvents make_events(const RunArguments& arguments) {
+// watch: null without --watch.
+RunEvents make_events(const RunArguments& arguments, Watch* watch) {
     RunEvents events;
-    const bool progress = arguments.verbose || isatty(STDERR_FILENO) == 1;
+    const bool progress = watch == nullptr && (arguments.verbose || isatty(STDERR_FILENO) == 1);
     const bool in_place = isatty(STDERR_FILENO) == 1 && !arguments.verbose;
     events.on_cache_created = [&arguments](const std::vector<std::string>& lines) {
         for (const std::string& line : lines) {
@@ -32,13 +34,21 @@ RunEvents make_events(const RunArguments& arguments) {
             set_log_display(LogDisplay::errors);
         }
     };
-    events.on_prompt_progress = [progress, in_place](int done, int total) {
+    events.on_begin = [watch] {
+        if (watch != nullptr) watch->begin();
+    };
+    events.on_end = [watch] {
+        if (watch != nullptr) watch->finish();
+    };
+    events.on_prompt_progress = [progress, in_place, watch](int done, int total) {
+        if (watch != nullptr) watch->on_prompt(done, total);
         if (progress) {
             fmt::print(stderr, "{}prompt: {} of {} tokens{}", in_place ? "\r" : "", done, total,
                        in_place && done < total ? "" : "\n");
         }
     };
-    events.on_text = [&arguments](const std::string& text) {
+    events.on_text = [&arguments, watch](const std::string& text) {
+        if (watch != nullptr) watch->on_generated();
         if (!arguments.json) {
             write_stdout(text);
             flush_stdout();
@@ -78,12 +88,16 @@ int run(int argc, char** argv) {
         plugin = Plugin::require(paths);
     }
 
-    const RunEvents events = make_events(arguments);
     announce(arguments, "mixed KV cache");
-    RunResult result = run_prompt({.arguments = arguments,
-                                   .owner = plugin ? CacheOwner::plugin : CacheOwner::host,
-                                   .plugin = plugin ? &*plugin : nullptr},
-                                  events);
+    RunResult result = [&] {
+        std::optional<Watch> watch;
+        if (arguments.watch) watch.emplace(*plugin);
+        return run_prompt({.arguments = arguments,
+                           .owner = plugin ? CacheOwner::plugin : CacheOwner::host,
+                           .plugin = plugin ? &*plugin : nullptr},
+                          make_events(arguments, watch ? &*watch : nullptr));
+    }();
+    const RunEvents events = make_events(arguments, nullptr);
     end_text(arguments, result);
 
     std::optional<RunResult> f16;
