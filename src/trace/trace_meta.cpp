@@ -129,7 +129,8 @@ std::vector<int64_t> encode_meta(const TraceRecord& record, const RecordStorage&
     out[meta::form] = static_cast<int64_t>(storage.form);
     const auto flag = [](bool set, meta::Flag value) { return set ? static_cast<int64_t>(value) : 0; };
     out[meta::flags] = flag(record.v_is_view_of_k, meta::flag_v_is_view_of_k) +
-                       flag(!record.has_sources, meta::flag_no_sources);
+                       flag(!record.has_sources, meta::flag_no_sources) +
+                       flag(record.keeps_written, meta::flag_keeps_written);
     out[meta::n_tokens] = record.n_tokens;
     out[meta::n_head] = record.n_head;
     out[meta::n_head_kv] = record.n_head_kv;
@@ -176,6 +177,7 @@ void decode_meta(std::span<const int64_t> meta, std::span<const float> scalars,
     const int64_t flags = in.at(meta::flags);
     record.v_is_view_of_k = (flags & meta::flag_v_is_view_of_k) != 0;
     record.has_sources = (flags & meta::flag_no_sources) == 0;
+    record.keeps_written = (flags & meta::flag_keeps_written) != 0;
     record.n_tokens = in.at(meta::n_tokens);
     record.n_head = in.at(meta::n_head);
     record.n_head_kv = in.at(meta::n_head_kv);

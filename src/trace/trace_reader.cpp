@@ -12,10 +12,34 @@
 namespace mixed_kv::trace {
 namespace {
 
-constexpr std::array<std::string_view, 23> kKinds = {
-    "kqv_out", "q",      "k",      "v",      "k_quant",    "v_quant",    "mask",        "sinks",
-    "k_rows",  "v_rows", "k_sums", "v_sums", "k_pages",    "v_pages",    "k_page_sums", "v_page_sums",
-    "k_ids",   "v_ids",  "meta",   "sums",   "k_page_ids", "v_page_ids", "scalars"};
+constexpr std::array<std::string_view, 28> kKinds = {"kqv_out",
+                                                     "q",
+                                                     "k",
+                                                     "v",
+                                                     "k_quant",
+                                                     "v_quant",
+                                                     "mask",
+                                                     "sinks",
+                                                     "k_rows",
+                                                     "v_rows",
+                                                     "k_sums",
+                                                     "v_sums",
+                                                     "k_pages",
+                                                     "v_pages",
+                                                     "k_page_sums",
+                                                     "v_page_sums",
+                                                     "k_ids",
+                                                     "v_ids",
+                                                     "meta",
+                                                     "sums",
+                                                     "k_page_ids",
+                                                     "v_page_ids",
+                                                     "scalars",
+                                                     "k_written",
+                                                     "v_written",
+                                                     "k_written_cells",
+                                                     "written_sums",
+                                                     "v_written_cells"};
 
 constexpr std::string_view kKeyArchitecture = "general.architecture";
 constexpr std::string_view kKeyPadding = "mixed_kv.padding";
@@ -304,8 +328,31 @@ void TraceReader::load_data(Tables& tables) const {
         }
         return tensor_data(tensor_name(kind, static_cast<int32_t>(at.layer), static_cast<int32_t>(at.step)));
     };
+    if (record.keeps_written) {
+        std::tie(record.k_written, record.v_written) = load_written(tables.id);
+    }
     record.mask = load_stored("mask", tables.storage.mask);
     record.sinks = load_stored("sinks", tables.storage.sinks);
+}
+
+std::pair<WrittenRows, WrittenRows> TraceReader::load_written(RecordId id) const {
+    const auto named = [&id](std::string_view kind) { return tensor_name(kind, id.layer, id.step); };
+    if (!gguf_.find_tensor(named("written_sums"))) {
+        return {};
+    }
+    const auto sums = list<int64_t>(named("written_sums"), 1, int64_t{kWrittenSumFields});
+    const auto load = [&](WrittenSumField field, const std::string& kind) {
+        WrittenRows written;
+        if (gguf_.find_tensor(named(kind))) {
+            written.rows = tensor_data(named(kind));
+            written.cells = list<int32_t>(named(kind + "_cells"), 2, written.rows.ne[2]);
+        }
+        if (written_sum(field, id.layer, id.step, written) != sums[field]) {
+            throw Error(cat("tensor '", named(kind), "' is not what was recorded: its checksum differs"));
+        }
+        return written;
+    };
+    return {load(sum_k_written, "k_written"), load(sum_v_written, "v_written")};
 }
 
 void TraceReader::load_part(const std::string& name, Tables& tables) const {
@@ -372,7 +419,11 @@ void TraceReader::check_kinds(const Tables& tables) const {
         want(new_rows, side + "_sums");
         want(new_pages, side + "_quant");
         want(new_pages, side + "_page_sums");
+        const bool written = record.keeps_written && (side == "k" || !record.v_is_view_of_k);
+        want(written, side + "_written");
+        want(written, side + "_written_cells");
     }
+    want(record.keeps_written, "written_sums");
     for (const std::string_view kind : kKinds) {
         const bool there = gguf_.find_tensor(tables.named(kind)).has_value();
         if (there != (std::find(wanted.begin(), wanted.end(), kind) != wanted.end())) {
@@ -418,6 +469,7 @@ void TraceReader::check_bound(const Tables& tables) const {
     check("k: page", k.pages, tables.stamped.k.pages);
     check("v: page", v.pages, tables.stamped.v.pages);
     check_follows(previous, tables.stamped);
+    check_written(record, k, v);
     if (form_ == TraceForm::compact && record.has_sources) {
         const auto all_used = [&](const char* kind, const std::vector<Stamp>& stamps) {
             const auto n_new = std::count_if(stamps.begin(), stamps.end(),

@@ -37,6 +37,10 @@ class TraceReader {
     // One record with all its data, in the same representation for both forms.
     TraceRecord load(RecordId id) const;
 
+    // K and V as the record's step wrote them, without anything else of the record; empty where the file
+    // keeps none. Their checksum is checked.
+    std::pair<WrittenRows, WrittenRows> load_written(RecordId id) const;
+
     // The tensors that the file holds under this record's name, in file order, for listings. A compact file
     // holds only what is new in that step.
     std::vector<GgufTensor> tensors(RecordId id) const;

@@ -93,11 +93,18 @@ struct CachePart {
     std::vector<ColdPage> pages;  // n_pages
 };
 
+// Rows of K or V as a record's step wrote them into its layer's cache, before any encoding. Kept on request.
+struct WrittenRows {
+    TensorData rows;             // f16 [n][n_head_kv][head_dim] (ne = head_dim, n_head_kv, n)
+    std::vector<int32_t> cells;  // [n][2]: stream, index in it, as the op's view has them
+};
+
 struct TraceRecord {
     int32_t layer = 0;
     int32_t step = 0;
     CacheKind cache = CacheKind::standard;
     bool has_sources = true;      // false: only kqv_out was recorded
+    bool keeps_written = false;   // k_written and v_written are there
     bool v_is_view_of_k = false;  // MLA: a row of V is the first head_dim_v values of the K row; `v` is empty
 
     int64_t n_tokens = 0;  // queries per stream
@@ -121,7 +128,8 @@ struct TraceRecord {
     CachePart v;
     std::optional<TensorData>
         mask;  // f16 or f32 [n_stream or 1][n_head or 1][>= n_tokens][n_kv], added to logits
-    std::optional<TensorData> sinks;  // f32 [n_head], one extra logit per head
+    std::optional<TensorData> sinks;   // f32 [n_head], one extra logit per head
+    WrittenRows k_written, v_written;  // v_written stays empty where V is a view of K
 
     SourceView kqv_out_view, q_view, k_view, v_view, mask_view, sinks_view;
 };
@@ -189,7 +197,7 @@ inline constexpr size_t k_cold = 24;  // kColdFields
 inline constexpr size_t v_cold = 32;  // kColdFields
 inline constexpr size_t views = 40;   // kViewFields each, in the order of View
 
-enum Flag : int64_t { flag_v_is_view_of_k = 1, flag_no_sources = 4 };
+enum Flag : int64_t { flag_v_is_view_of_k = 1, flag_no_sources = 4, flag_keeps_written = 8 };
 
 enum ColdField : size_t {
     cold_format,
@@ -237,5 +245,8 @@ enum SumField : size_t {
     sum_v,
     kSumFields
 };
+
+// Fields of written_sums-<layer>_step_<n>, i64: checksums of k_written and v_written with their cells.
+enum WrittenSumField : size_t { sum_k_written, sum_v_written, kWrittenSumFields };
 
 }  // namespace mixed_kv::trace

@@ -240,6 +240,57 @@ std::vector<int64_t> make_sums(const TraceRecord& r, const PartStamps& k, const 
     return sums;
 }
 
+int64_t written_sum(WrittenSumField field, int32_t layer, int32_t step, const WrittenRows& written) {
+    if (written.cells.empty()) {
+        return 0;
+    }
+    const auto what = static_cast<int64_t>(kSumFields) + static_cast<int64_t>(field);
+    Checksum sum;
+    sum.add({what, layer, step, static_cast<int64_t>(written.rows.type), written.rows.ne[0],
+             written.rows.ne[1], written.rows.ne[2], written.rows.ne[3]});
+    for (const int32_t number : written.cells) {
+        sum.add({number});
+    }
+    return static_cast<int64_t>(sum.add(written.rows.bytes).value());
+}
+
+std::vector<int64_t> make_written_sums(const TraceRecord& r) {
+    return {written_sum(sum_k_written, r.layer, r.step, r.k_written),
+            written_sum(sum_v_written, r.layer, r.step, r.v_written)};
+}
+
+void check_written(const TraceRecord& r, const PartStamps& k, const PartStamps& v) {
+    const auto check = [&r](const char* name, const CachePart& part, const PartStamps& stamps,
+                            const WrittenRows& written) {
+        const std::vector<CellPlace> places = locate_cells(r, part);
+        const size_t n = written.cells.size() / 2;
+        for (size_t i = 0; i < n; ++i) {
+            const int64_t cell = written.cells[2 * i] * r.n_kv + written.cells[2 * i + 1];
+            const CellPlace& place = places[static_cast<size_t>(cell)];
+            const auto index = static_cast<size_t>(place.index);
+            bool right = false;
+            if (place.where == CellPlace::Where::row && part.rows.type == GgmlType::f16) {
+                const auto stored = slice(part.rows.bytes, index, part.cells.size());
+                const auto given = slice(written.rows.bytes, i, n);
+                right = std::equal(stored.begin(), stored.end(), given.begin(), given.end());
+            } else if (place.where != CellPlace::Where::nowhere) {
+                const auto& list = place.where == CellPlace::Where::row ? stamps.rows : stamps.pages;
+                right = list[index].since == r.step;
+            }
+            if (!right) {
+                fail(r, cat(name, ": row ", i, " is not what this step stored in cell ", cell));
+            }
+        }
+    };
+    if (!r.keeps_written) {
+        return;
+    }
+    check("k_written", r.k, k, r.k_written);
+    if (!r.v_is_view_of_k) {
+        check("v_written", r.v, v, r.v_written);
+    }
+}
+
 uint64_t file_sum(TraceForm form, uint64_t n_records, std::span<const std::string> strings,
                   std::span<const std::pair<std::string, std::string>> info) {
     Checksum sum;

@@ -45,6 +45,14 @@ void check_follows(const StampedRecord* previous, const StampedRecord& next);
 std::vector<int64_t> make_sums(const TraceRecord& record, const PartStamps& k, const PartStamps& v,
                                std::span<const int64_t> meta, std::span<const float> scalars);
 
+// The written_sums- tensor, kWrittenSumFields: checksums of k_written and v_written, 0 for what is not kept.
+std::vector<int64_t> make_written_sums(const TraceRecord& record);
+int64_t written_sum(WrittenSumField field, int32_t layer, int32_t step, const WrittenRows& written);
+
+// Throws Error if rows as they were written are not what the record holds at their cells: the same bytes in
+// an exact row, else a quantized row or a page of this very step. The record must be valid.
+void check_written(const TraceRecord& record, const PartStamps& k, const PartStamps& v);
+
 // The file's checksum, of its texts; `info` ordered by name.
 uint64_t file_sum(TraceForm form, uint64_t n_records, std::span<const std::string> strings,
                   std::span<const std::pair<std::string, std::string>> info);

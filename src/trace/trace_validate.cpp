@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "mixed_kv/error.h"
 #include "mixed_kv/fp16.h"
@@ -54,9 +55,14 @@ class Validator {
         check_tensor("kqv_out", r_.kqv_out, {GgmlType::f32},
                      {r_.head_dim_v, r_.n_head, r_.n_tokens, r_.n_stream});
         if (!r_.has_sources) {
+            if (r_.keeps_written) {
+                fail("k_written", "rows as they were written, in a record without sources");
+            }
             return;
         }
         check_tensor("q", r_.q, {GgmlType::f32}, {r_.head_dim_k, r_.n_head, r_.n_tokens, r_.n_stream});
+        check_written("k_written", r_.k_written, r_.head_dim_k, r_.keeps_written);
+        check_written("v_written", r_.v_written, r_.head_dim_v, r_.keeps_written && !r_.v_is_view_of_k);
         check_mask();
         if (r_.sinks) {
             check_tensor("sinks", *r_.sinks, {GgmlType::f32}, {r_.n_head, 1, 1, 1});
@@ -106,6 +112,31 @@ class Validator {
         if (tensor.bytes.size() != bytes) {
             fail(name,
                  cat(tensor.bytes.size(), " bytes, its shape ", shape_text(tensor.ne), " needs ", bytes));
+        }
+    }
+
+    // Rows of this record's shape, at most one for each token, at cells of the view.
+    void check_written(const char* name, const WrittenRows& written, int64_t head_dim, bool kept) const {
+        const auto n = static_cast<int64_t>(written.cells.size()) / 2;
+        if (!kept) {
+            if (!written.cells.empty() || !written.rows.bytes.empty()) {
+                fail(name, "there, although the record says that it keeps none");
+            }
+            return;
+        }
+        if (n < 1 || n > r_.n_tokens * r_.n_stream || written.cells.size() % 2 != 0) {
+            fail(name, cat(written.cells.size(), " numbers say where ", r_.n_tokens * r_.n_stream,
+                           " tokens were written"));
+        }
+        check_tensor(name, written.rows, {GgmlType::f16}, {head_dim, r_.n_head_kv, n, 1});
+        std::set<int64_t> seen;
+        for (size_t i = 0; i < written.cells.size(); i += 2) {
+            const int64_t stream = written.cells[i], cell = written.cells[i + 1];
+            if (stream < 0 || stream >= r_.n_stream || cell < 0 || cell >= r_.n_kv ||
+                !seen.insert(stream * r_.n_kv + cell).second) {
+                fail(name, cat("row ", i / 2, ": cell ", cell, " of stream ", stream,
+                               " is outside the view, or written twice"));
+            }
         }
     }
 

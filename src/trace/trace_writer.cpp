@@ -21,8 +21,8 @@ namespace mixed_kv::trace {
 namespace {
 
 // kqv_out q k v k_rows v_rows k_sums v_sums k_quant v_quant k_pages v_pages k_page_sums v_page_sums mask
-// sinks meta scalars sums
-constexpr uint64_t kTensorsPerRecord = 19;
+// sinks meta scalars sums; k_written v_written, their lists of cells and their checksums come on request
+constexpr uint64_t kTensorsPerRecord = 19, kTensorsOfWritten = 5;
 constexpr uint64_t kMetaBytes = meta::kFields * sizeof(int64_t) + 32;
 
 template <typename T>
@@ -114,6 +114,7 @@ class TraceWriter::Impl {
         auto [k_stamps, v_stamps] = make_stamps(record, previous);
         StampedRecord stamped{without_bytes(record), std::move(k_stamps), std::move(v_stamps)};
         check_follows(previous, stamped);
+        check_written(record, stamped.k, stamped.v);
         if (n_records_ == 0 || record.step != last_step_) {
             step_tensors_.clear();
         }
@@ -145,7 +146,8 @@ class TraceWriter::Impl {
     static GgufWriterOptions gguf_options(const TraceWriterOptions& options) {
         GgufWriterOptions gguf;
         gguf.expected_bytes = options.expected_bytes;
-        gguf.expected_tensors = options.expected_records * kTensorsPerRecord;
+        gguf.expected_tensors =
+            options.expected_records * (kTensorsPerRecord + (options.keeps_written ? kTensorsOfWritten : 0));
         // The string table: a dozen short names per layer. Room for long traces only; short ones stay short.
         gguf.expected_kv_bytes = options.expected_records > 0 ? 16 * 1024 : 1024;
         gguf.temp = options.temp;
@@ -200,6 +202,9 @@ class TraceWriter::Impl {
             storage.v_pages = static_cast<int64_t>(record.v.pages.size());
             write_part("k", record, record.k, stamped.k, layer.k);
             write_part("v", record, record.v, stamped.v, layer.v);
+            if (record.keeps_written) {
+                write_written(record);
+            }
             if (record.mask) {
                 storage.mask = write_shared("mask", *record.mask);
             }
@@ -213,6 +218,18 @@ class TraceWriter::Impl {
         const std::vector<float> scalars = encode_scalars(record);
         add("scalars", GgmlType::f32, {static_cast<int64_t>(scalars.size()), 1, 1, 1}, bytes_of(scalars));
         add_numbers("sums", 1, make_sums(record, stamped.k, stamped.v, fields, scalars));
+    }
+
+    // Every row once, in the step that wrote it, in both forms.
+    void write_written(const TraceRecord& record) {
+        for (const auto& [name, written] :
+             {std::pair("k_written", &record.k_written), std::pair("v_written", &record.v_written)}) {
+            if (!written->cells.empty()) {
+                add(name, written->rows);
+                add_numbers(cat(name, "_cells"), 2, written->cells);
+            }
+        }
+        add_numbers("written_sums", 1, make_written_sums(record));
     }
 
     // A tensor that layers of one step often share. Compact: stored by the first of them.
@@ -417,6 +434,9 @@ uint64_t TraceEstimate::bytes() const {
                                           : static_cast<double>(std::max<int64_t>(used - hot_rows, 0));
             // Lists of rows, 16 bytes each for K and V, and of pages of 64 tokens, 40 bytes each.
             const double pages = hot_rows == INT64_MAX ? 0.0 : static_cast<double>(used) / 64.0 + 1.0;
+            if (keeps_written) {
+                record += tokens * (2.0 * (k_row + v_row) + 16.0) + 120.0 * kTensorsOfWritten;
+            }
             record += (k_row + v_row) * (exact * bytes_per_value + cold * cold_bytes_per_value) +
                       32.0 * exact + 80.0 * pages;
         }

@@ -16,6 +16,7 @@ struct TraceWriterOptions {
     // From TraceEstimate; 0: unknown. The file is refused before the run if the disk has less free.
     uint64_t expected_bytes = 0;
     uint64_t expected_records = 0;
+    bool keeps_written = false;  // these records keep k_written and v_written
     TempFile temp = TempFile::unnamed_if_possible;
 };
 
@@ -55,6 +56,7 @@ class TraceWriter {
 struct TraceEstimate {
     TraceForm form = TraceForm::self_contained;
     bool has_sources = true;
+    bool keeps_written = false;
     int64_t n_layers = 1;
     int64_t n_prompt = 0;  // tokens evaluated in steps of n_ubatch
     int64_t n_ubatch = 512;

@@ -2,15 +2,9 @@
 import {existsSync, mkdirSync, mkdtempSync, rmSync} from "node:fs";
 import {createRequire} from "node:module";
 import {tmpdir} from "node:os";
-import {dirname, join} from "node:path";
-import {fileURLToPath, pathToFileURL} from "node:url";
-
-export const root = join(dirname(fileURLToPath(import.meta.url)), "../..");
-
-export function skip(why) {
-    console.log(`SKIPPED: ${why}`);
-    process.exit(0);
-}
+import {join} from "node:path";
+import {pathToFileURL} from "node:url";
+import {root, skip} from "./tools.mjs";
 
 const executable = process.env.MIXED_KV_CHROMIUM ??
     ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
@@ -68,6 +62,13 @@ export async function go(page, hash) {
 
 export async function drawn(page) {
     await page.waitForSelector("body[data-drawn]", {timeout: 60000});
+}
+
+// Clicks what draws the present view anew, and waits until it is drawn.
+export async function click(page, selector) {
+    await page.evaluate(() => delete document.body.dataset.drawn);
+    await page.click(selector);
+    await drawn(page);
 }
 
 // Clicks, and waits for the view that the click leads to.

@@ -1,19 +1,13 @@
 // mixed-kv-eval --html and mixed-kv-bench --html in a browser: the figures are those of the JSON.
 import assert from "node:assert/strict";
-import {execFileSync} from "node:child_process";
-import {mkdtempSync, readFileSync, rmSync} from "node:fs";
-import {tmpdir} from "node:os";
+import {readFileSync} from "node:fs";
 import {join} from "node:path";
-import {after, test} from "node:test";
-import {clickTo, go, root, screenshot, withPage} from "./browser.mjs";
+import {test} from "node:test";
+import {accessibilityProblems} from "./accessibility.mjs";
+import {clickTo, go, screenshot, withPage} from "./browser.mjs";
+import {at, bundled, randomModel, root, tool} from "./tools.mjs";
 
-const bin = process.env.MIXED_KV_TEST_BIN ?? join(root, "build/bin");
-const scratch = mkdtempSync(join(tmpdir(), "mixed-kv-figures-"));
-after(() => rmSync(scratch, {recursive: true, force: true}));
-
-function run(tool, page, ...args) {
-    return JSON.parse(execFileSync(join(bin, tool), [...args, "--json", "--html", page].map(String), {encoding: "utf8", stdio: ["ignore", "pipe", "pipe"]}));
-}
+const run = (name, page, ...args) => JSON.parse(tool(name, ...args, "--json", "--html", page));
 
 async function saved(page) {
     const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
@@ -21,8 +15,8 @@ async function saved(page) {
 }
 
 test("mixed-kv-eval", async () => {
-    const file = join(scratch, "eval.html");
-    const json = run("mixed-kv-eval", file, "-m", join(root, "models/tiny-recall.gguf"), "-f", join(root, "models/eval.txt"), "-c", 256, "--ubatch", 64,
+    const file = at("eval.html");
+    const json = run("mixed-kv-eval", file, "-m", bundled, "-f", join(root, "models/eval.txt"), "-c", 256, "--ubatch", 64,
         "--chunks", 1, "-t", 1, "--configs", "host:f16,host:q8_0,host:q4_0,mixed:balanced", "--baseline", "host:q4_0");
     const problems = await withPage(file, async (page) => {
         const rows = page.locator("#figures tbody tr");
@@ -34,6 +28,7 @@ test("mixed-kv-eval", async () => {
         const chart = await page.textContent("[data-chart=kld]");
         for (const config of json.configs.filter((c) => c.kld_mean > 0)) assert.ok(chart.includes(config.name), config.name);
         await screenshot(page, "eval");
+        assert.deepEqual(await accessibilityProblems(page), []);
         await clickTo(page, page.locator("[data-choice=kld_p999]"), "quality/kld_p999");
         assert.match(await page.textContent("#view"), /KLD \(99\.9 %\)/);
         assert.deepEqual(await saved(page), json);
@@ -41,15 +36,23 @@ test("mixed-kv-eval", async () => {
     assert.deepEqual(problems, []);
 });
 
-test("mixed-kv-bench attention", async () => {
-    const file = join(scratch, "bench.html");
-    const json = run("mixed-kv-bench", file, "attention", "--n-head", 4, "--n-head-kv", 2, "--head-dim", 64, "--n-kv", "128,256", "--k", "q4,q8", "--v", "q4,q8",
-        "--host", "f16", "--threads", 1, "--rotate-mib", 8);
+test("mixed-kv-bench attention", async (t) => {
+    const file = at("bench.html");
+    let json;
+    try {
+        json = run("mixed-kv-bench", file, "attention", "--n-head", 4, "--n-head-kv", 2, "--head-dim", 64, "--n-kv", "128,256", "--k", "q4,q8", "--v", "q4,q8",
+            "--host", "f16", "--threads", 1, "--rotate-mib", 8);
+    } catch (error) {
+        // Other programs took the memory's time while it was measured.
+        if (/times as fast as memory/.test(error.stderr)) return t.skip("this machine is too busy for a benchmark");
+        throw error;
+    }
     const problems = await withPage(file, async (page) => {
         assert.equal(await page.locator("#figures tbody tr").count(), json.cases.length);
         assert.equal(JSON.parse(await page.getAttribute("[data-figure=bandwidth]", "data-raw")), json.read_bandwidth);
         assert.ok(await page.$("[data-chart=speed] path") && await page.$("[data-chart=roofline] path"));
         await screenshot(page, "bench-attention");
+        assert.deepEqual(await accessibilityProblems(page), []);
         assert.deepEqual(await saved(page), json);
         await go(page, "#nowhere");
         assert.equal(await page.$("#problem"), null);
@@ -58,15 +61,15 @@ test("mixed-kv-bench attention", async () => {
 });
 
 test("mixed-kv-bench prompt and model", async () => {
-    const model = join(scratch, "model.gguf");
-    execFileSync(join(bin, "make-random-model"), ["--arch", "llama", "--out", model]);
+    const model = randomModel("llama");
     for (const [mode, ...args] of [["prompt", "--n-prompt", 192, "--n-ubatch", 64, "--n-gen", 2, "--runs", 1], ["model", "--depths", "64,128", "--rotate-mib", 8]]) {
-        const file = join(scratch, `${mode}.html`);
+        const file = at(`${mode}.html`);
         const json = run("mixed-kv-bench", file, mode, "-m", model, ...args, "--host", "f16", "--threads", 1);
         const problems = await withPage(file, async (page) => {
             assert.equal(await page.locator("#figures tbody tr").count(), (json.ubatches ?? json.cases).length);
             assert.ok(await page.$("[data-chart=speed] path"));
             await screenshot(page, `bench-${mode}`);
+            assert.deepEqual(await accessibilityProblems(page), []);
             assert.deepEqual(await saved(page), json);
         });
         assert.deepEqual(problems, [], mode);

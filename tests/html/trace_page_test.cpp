@@ -1,6 +1,7 @@
 // The numbers that go into a page of a trace.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -194,6 +195,25 @@ TEST(TracePage, WhatFailsComesFirstAndTheRestIsSpread) {
     std::vector<size_t> sorted = order;
     std::sort(sorted.begin(), sorted.end());
     for (size_t i = 0; i < sorted.size(); ++i) EXPECT_EQ(sorted[i], i);
+}
+
+TEST(TracePage, TablesAreCutToTheWorst) {
+    Report report = report_of(9, {4});
+    report.originals = "what was written";
+    for (size_t i = 0; i < report.records.size(); ++i) {
+        report.records[i].check.layer = int32_t(i);
+        report.records[i].quantization.v = {
+            .n_cells = 1, .squared_error = double(i), .squared_original = 100, .n_values = 1};
+    }
+    const std::string records = to_table(report, 2), layers = quantization_table(report, 2);
+    EXPECT_EQ(std::count(records.begin(), records.end(), '\n'), 4);
+    EXPECT_NE(records.find("    4     4"), std::string::npos) << records;  // what fails
+    EXPECT_NE(records.find("the 2 largest of 9 records (--all"), std::string::npos) << records;
+    EXPECT_EQ(std::count(layers.begin(), layers.end(), '\n'), 5);
+    EXPECT_LT(layers.find("\n    8 "), layers.find("\n    7 ")) << layers;
+    EXPECT_NE(layers.find("the 2 largest of 9 layers (--all"), std::string::npos) << layers;
+    const std::string all = quantization_table(report, 9);
+    EXPECT_EQ(std::count(all.begin(), all.end(), '\n'), 11);
 }
 
 TEST(TracePage, QuantizationErrorIsThatOfCellsReadFromCodes) {

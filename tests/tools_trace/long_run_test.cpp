@@ -1,10 +1,6 @@
 // A long run with --compact: the monitor's memory does not grow with the file, and the reader opens it at
 // once.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <filesystem>
 
@@ -16,45 +12,29 @@ namespace {
 
 constexpr double kMiB = 1024.0 * 1024.0;
 
-// Records all layers of a random model for n steps of one token each. Returns the largest resident set, in
-// bytes.
+// Records all layers of a random model for n steps of one token each.
 double record_steps(const std::string& trace, int n_steps) {
-    std::vector<std::string> texts = {MIXED_KV_BIN_DIR "/kqv-trace-monitor",
-                                      "-m",
-                                      random_model("llama"),
-                                      "-p",
-                                      "",
-                                      "-t",
-                                      "1",
-                                      "-fa",
-                                      "on",
-                                      "-n",
-                                      std::to_string(n_steps),
-                                      "-c",
-                                      "2048",
-                                      "--seed",
-                                      "1",
-                                      "-q",
-                                      "--layer",
-                                      "-1",
-                                      "--compact",
-                                      "--mixed-kv-cache",
-                                      "--save-gguf",
-                                      trace};
-    std::vector<char*> argv;
-    for (std::string& text : texts) argv.push_back(text.data());
-    argv.push_back(nullptr);
-    const pid_t child = ::fork();
-    if (child == 0) {
-        ::dup2(::open("/dev/null", O_WRONLY), 1);
-        ::execv(argv[0], argv.data());
-        ::_exit(127);
-    }
-    int status = 0;
-    struct rusage usage {};
-    ::wait4(child, &status, 0, &usage);
-    EXPECT_EQ(status, 0);
-    return double(usage.ru_maxrss) * 1024;  // reported in KiB
+    return memory_of("kqv-trace-monitor", {"-m",
+                                           random_model("llama"),
+                                           "-p",
+                                           "",
+                                           "-t",
+                                           "1",
+                                           "-fa",
+                                           "on",
+                                           "-n",
+                                           std::to_string(n_steps),
+                                           "-c",
+                                           "2048",
+                                           "--seed",
+                                           "1",
+                                           "-q",
+                                           "--layer",
+                                           "-1",
+                                           "--compact",
+                                           "--mixed-kv-cache",
+                                           "--save-gguf",
+                                           trace});
 }
 
 TEST(LongRun, TwoThousandCompactStepsOfAllLayers) {

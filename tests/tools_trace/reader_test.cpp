@@ -279,7 +279,10 @@ TEST(Reader, OptionsThatDoNotGoTogether) {
                                                            {"--summary", "--step", "1"},
                                                            {"--shapes", "--json"},
                                                            {"--summary", "--picture", csv},
-                                                           {"--summary", "--save-recomputed", csv}};
+                                                           {"--summary", "--save-recomputed", csv},
+                                                           {"--list", "--html", csv},
+                                                           {"--summary", "--against", csv},
+                                                           {"--list", "--all"}};
     for (const std::vector<std::string>& options : refused) {
         const CommandResult result = read_trace(scratch("made-up.gguf"), options);
         EXPECT_EQ(result.exit_status, 2) << options.front() << " " << options[1];
@@ -287,6 +290,7 @@ TEST(Reader, OptionsThatDoNotGoTogether) {
         EXPECT_NE(result.err.find("cannot be used with"), std::string::npos) << result.err;
         EXPECT_FALSE(std::filesystem::exists(csv));
     }
+    EXPECT_EQ(read_trace(scratch("made-up.gguf"), {"--html-size", "7"}).exit_status, 2);
 }
 
 TEST(Reader, RefusesWhatIsNoTrace) {

@@ -80,6 +80,18 @@ void ResealedTrace::reseal_record(int32_t layer, int32_t step) {
         sums[7] = reseal_part('v', layer, step, meta[9]);
     }
     put(find("sums", layer, step), sums);
+    put(find("written_sums", layer, step),
+        {written_sum(8, "k_written", layer, step), written_sum(9, "v_written", layer, step)});
+}
+
+int64_t ResealedTrace::written_sum(int64_t what, const std::string& kind, int32_t layer, int32_t step) const {
+    const Tensor* rows = find(kind, layer, step);
+    if (rows == nullptr) return 0;
+    const trace::Shape& ne = rows->ne;
+    Checksum sum;
+    sum.add({what, layer, step, int64_t(rows->type), ne[0], ne[1], ne[2], ne[3]});
+    for (const int32_t number : values<int32_t>(find(kind + "_cells", layer, step))) sum.add({number});
+    return int64_t(sum.add(std::span(bytes_).subspan(rows->offset, rows->bytes)).value());
 }
 
 int64_t ResealedTrace::reseal_part(char side, int32_t layer, int32_t step, int64_t n_kv) {

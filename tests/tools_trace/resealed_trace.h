@@ -38,6 +38,7 @@ class ResealedTrace {
     std::vector<T> values(const Tensor* tensor) const;
     void put(const Tensor* tensor, const std::vector<int64_t>& numbers);
     void reseal_record(int32_t layer, int32_t step);
+    int64_t written_sum(int64_t what, const std::string& kind, int32_t layer, int32_t step) const;
     int64_t reseal_part(char side, int32_t layer, int32_t step, int64_t n_kv);
 
     struct Versions {

@@ -1,7 +1,10 @@
 #include "trace_runs.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <iterator>
@@ -44,6 +47,24 @@ double seconds_of_children() {
     ::getrusage(RUSAGE_CHILDREN, &usage);
     const auto seconds = [](const timeval& t) { return double(t.tv_sec) + double(t.tv_usec) * 1e-6; };
     return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+double memory_of(const std::string& program, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), MIXED_KV_BIN_DIR "/" + program);
+    std::vector<char*> argv;
+    for (std::string& text : arguments) argv.push_back(text.data());
+    argv.push_back(nullptr);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::dup2(::open("/dev/null", O_WRONLY), 1);
+        ::execv(argv[0], argv.data());
+        ::_exit(127);
+    }
+    int status = 0;
+    struct rusage usage {};
+    ::wait4(child, &status, 0, &usage);
+    EXPECT_EQ(status, 0) << program;
+    return double(usage.ru_maxrss) * 1024;  // reported in KiB
 }
 
 std::string read_text(const std::string& path) {

@@ -23,6 +23,9 @@ CommandResult read_trace(const std::string& trace, const std::vector<std::string
 // CPU time of all children so far, in seconds: what other programs do at the same time does not count.
 double seconds_of_children();
 
+// Runs a program of ours quietly and expects success. Returns its largest resident set, in bytes.
+double memory_of(const std::string& program, std::vector<std::string> arguments);
+
 // Content of a file, "" if there is none.
 std::string read_text(const std::string& path);
 

@@ -25,14 +25,17 @@ namespace mixed_kv::trace_tools {
 
 namespace {
 
+// Lines of the tables without --all, and of failures: a screen with what stands around them.
+constexpr size_t kScreenRows = 10, kScreenLayers = 6, kScreenFailures = 5;
+
 constexpr int kExitPass = 0, kExitFail = 1, kExitRefused = 2;
 
 struct Arguments {
     std::string input, csv, picture, npy, html, against;
-    int html_megabytes = 5;
+    std::optional<int> html_megabytes;
     CheckOptions check;
     std::optional<int32_t> step, layer;
-    bool shapes = false, json = false, list_only = false, summary = false, quiet = false;
+    bool shapes = false, json = false, list_only = false, summary = false, quiet = false, all = false;
 };
 
 // A file that cannot be written is no fault of the trace's.
@@ -59,6 +62,9 @@ void check_combinations(const Arguments& arguments) {
         refuse(!arguments.csv.empty(), "--csv", leaves_out, kWhy);
         refuse(!arguments.picture.empty(), "--picture", leaves_out, kWhy);
         refuse(!arguments.npy.empty(), "--save-recomputed", leaves_out, kWhy);
+        refuse(!arguments.html.empty(), "--html", leaves_out, kWhy);
+        refuse(!arguments.against.empty(), "--against", leaves_out, kWhy);
+        refuse(arguments.all, "--all", leaves_out, kWhy);
     }
     if (arguments.summary) {
         constexpr char kWhy[] = "which reads no record";
@@ -69,6 +75,10 @@ void check_combinations(const Arguments& arguments) {
     }
     refuse(arguments.shapes && arguments.json && !arguments.list_only, "--shapes", "--json",
            "which is about the check; --list --json has the layouts");
+    if (arguments.html_megabytes && arguments.html.empty()) {
+        throw tools::UsageError(
+            "--html-size is the size of the page that --html writes, which is not asked for");
+    }
 }
 
 // False: --help or --version was asked for.
@@ -90,6 +100,7 @@ bool parse(int argc, char** argv, Arguments& arguments) {
         "--summary", arguments.summary,
         "Say what the file holds and stop: opens it, reads no record, so it is quick for any length");
     command.flag("--json", arguments.json, "Print one JSON object instead of text");
+    command.flag("--all", arguments.all, "A line for every record, also where that is more than a screen");
     command.flag("-q,--quiet", arguments.quiet, "Print failures and the verdict only");
     command.option("--csv", arguments.csv, "Write one line per record").value_name("FILE");
     command.option("--picture", arguments.picture, "Write a map of the errors as SVG").value_name("FILE.svg");
@@ -98,8 +109,9 @@ bool parse(int argc, char** argv, Arguments& arguments) {
                 "Write a page for the browser: map, pages, heads, layouts; one file that needs nothing else")
         .value_name("FILE.html");
     command
-        .option("--html-size", arguments.html_megabytes,
-                "Size of that page in MB: records get details until it is full, failing ones first")
+        .option(
+            "--html-size", arguments.html_megabytes,
+            "Size of that page in MB (default: 5): records get details until it is full, failing ones first")
         .range(1, 2000);
     command
         .option(
@@ -114,9 +126,6 @@ bool parse(int argc, char** argv, Arguments& arguments) {
     if (!command.parse(argc, argv)) return false;
     check_combinations(arguments);
     if (arguments.layer && *arguments.layer == -1) arguments.layer.reset();
-    if (!arguments.html.empty() && (arguments.list_only || arguments.summary)) {
-        throw tools::UsageError("--html shows errors, which --list and --summary do not look for");
-    }
     if (!std::isfinite(arguments.check.tolerance) || arguments.check.tolerance <= 0) {
         throw tools::UsageError("--tol must be a positive number");
     }
@@ -153,14 +162,21 @@ std::vector<trace::RecordId> chosen_records(const trace::TraceReader& reader, co
     return ids;
 }
 
-void print_failures(const Report& report) {
+void print_failures(const Report& report, bool all) {
     const bool of_both = report.n_records(trace::CacheKind::mixed) > 0;
+    size_t n_printed = 0, n_left = 0;
     for (const Report::Entry& entry : report.records) {
         if (entry.check.pass) continue;
+        if (!all && n_printed == kScreenFailures) {
+            ++n_left;
+            continue;
+        }
+        ++n_printed;
         const bool of_host = of_both && entry.check.cache == trace::CacheKind::standard;
         std::fprintf(stderr, "FAIL %s%s: %s\n", place_text(entry.check.layer, entry.check.step).c_str(),
                      of_host ? " (the host's own kernel)" : "", entry.check.problem.c_str());
     }
+    if (n_left > 0) std::fprintf(stderr, "FAIL %zu more records (--all)\n", n_left);
 }
 
 // "at most 3.1 % of the limit (layer 2, step 7, token 0 of head 5)"
@@ -204,6 +220,33 @@ void print_verdict(const Report& report) {
             "in FP16.\n");
     }
 }
+
+// Where the rows come from that quantization errors are counted from: the trace itself, else another one.
+class OriginalsSource {
+  public:
+    OriginalsSource(const trace::TraceReader& reader, const std::string& against) : kept_(reader) {
+        if (!kept_.empty() && !against.empty()) {
+            throw tools::UsageError(
+                "--against: this trace keeps its own original rows (--keep-originals), leave it out");
+        }
+        if (!kept_.empty()) {
+            text_ = "the rows as they were written";
+        } else if (!against.empty()) {
+            other_.emplace(against);
+            text_ = "the exact rows of " + against;
+        }
+    }
+    explicit operator bool() const { return !text_.empty(); }
+    const std::string& text() const { return text_; }
+    RecordOriginals of(const trace::TraceRecord& record) {
+        return other_ ? originals_against(*other_, record) : originals_kept(kept_, record);
+    }
+
+  private:
+    trace::OriginalRows kept_;
+    std::optional<trace::TraceReader> other_;
+    std::string text_;
+};
 
 // One line for each text of the recorder, long ones (a long run's tokens) cut.
 void print_info(const trace::TraceReader& reader) {
@@ -249,13 +292,12 @@ int run(const Arguments& arguments) {
         print_summary(reader, arguments);
         return kExitPass;
     }
-    std::optional<trace::TraceReader> against;
-    if (!arguments.against.empty()) against.emplace(arguments.against);
     Report report;
     report.file = arguments.input;
-    if (against) report.originals = "the exact rows of " + arguments.against;
     report.tolerance = arguments.check.tolerance;
     if (!arguments.list_only) report.references = references_text(arguments.check.use);
+    OriginalsSource originals_source(reader, arguments.against);
+    report.originals = originals_source.text();
     const bool text = !arguments.json && !arguments.quiet;
     if (text) {
         print_info(reader);
@@ -275,7 +317,7 @@ int run(const Arguments& arguments) {
             std::printf("%s", describe_tensors(record).c_str());
         }
         if (!arguments.list_only) {
-            if (against) entry.quantization = quantization(record, originals_against(*against, record));
+            if (originals_source) entry.quantization = quantization(record, originals_source.of(record));
             entry.check = check_record(record, arguments.check,
                                        arguments.npy.empty() ? KeepOutput::no : KeepOutput::yes);
             if (!arguments.npy.empty()) {
@@ -291,9 +333,12 @@ int run(const Arguments& arguments) {
         return kExitPass;
     }
     if (!arguments.html.empty()) {
-        TracePageOptions options{.check = arguments.check,
-                                 .max_bytes = size_t(arguments.html_megabytes) * 1'000'000,
-                                 .against = against ? &*against : nullptr};
+        TracePageOptions options;
+        options.check = arguments.check;
+        if (arguments.html_megabytes) options.max_bytes = size_t(*arguments.html_megabytes) * 1'000'000;
+        if (originals_source) {
+            options.originals = [&](const auto& record) { return originals_source.of(record); };
+        }
         write_file(arguments.html, trace_page(reader, report, options));
     }
     if (!arguments.csv.empty()) write_file(arguments.csv, to_csv(report));
@@ -301,11 +346,14 @@ int run(const Arguments& arguments) {
     if (arguments.json) {
         print_json(to_json(report));
     } else {
-        if (text) std::printf("%s", to_table(report).c_str());
+        if (text) {
+            std::printf("%s%s", to_table(report, arguments.all ? SIZE_MAX : kScreenRows).c_str(),
+                        quantization_table(report, arguments.all ? SIZE_MAX : kScreenLayers).c_str());
+        }
         print_verdict(report);
     }
     tools::flush_stdout();
-    print_failures(report);
+    print_failures(report, arguments.all);
     return report.pass() ? kExitPass : kExitFail;
 }
 

@@ -6,6 +6,7 @@
 #include "kqv-tensor-reader/trace_values.h"
 #include "trace/trace_reader.h"
 #include "trace/trace_schema.h"
+#include "trace/written_rows.h"
 
 namespace mixed_kv::trace_tools {
 
@@ -38,6 +39,10 @@ struct RecordQuantization {
 // standard cache in a block type.
 QuantizationFigures quantization(const trace::TraceRecord& record, Side side, const Originals& originals);
 
+// The same by pages of 64 cells, [n_stream][ceil(n_kv / 64)].
+std::vector<QuantizationFigures> quantization_by_page(const trace::TraceRecord& record, Side side,
+                                                      const Originals& originals);
+
 // The exact rows of the same layer and step in another trace, as originals; none where that record holds the
 // rows of another shape or no exact ones.
 Originals exact_rows_of(const trace::TraceRecord& other, const trace::TraceRecord& record, Side side);
@@ -46,6 +51,9 @@ Originals exact_rows_of(const trace::TraceRecord& other, const trace::TraceRecor
 struct RecordOriginals {
     Originals k, v;
 };
+
+// As the trace itself keeps them; none where it does not.
+RecordOriginals originals_kept(trace::OriginalRows& written, const trace::TraceRecord& record);
 
 // From the record of the same layer and step in another trace; none where it has none.
 RecordOriginals originals_against(const trace::TraceReader& other, const trace::TraceRecord& record);

@@ -200,18 +200,64 @@ std::string to_csv(const Report& report) {
     return text;
 }
 
-std::string to_table(const Report& report) {
+std::string to_table(const Report& report, size_t n_rows) {
+    std::vector<const RecordCheck*> checks;
+    for (const Report::Entry& entry : report.records) checks.push_back(&entry.check);
+    const bool cut = checks.size() > n_rows;
+    if (cut) {
+        // Larger first; NaN, and what was not checked although it should have been, before everything.
+        const auto badness = [](const RecordCheck* c) {
+            const double ratio = c->limit_share();
+            return !c->checked || std::isnan(ratio) ? double(INFINITY) : ratio;
+        };
+        std::stable_sort(checks.begin(), checks.end(),
+                         [&](const RecordCheck* a, const RecordCheck* b) { return badness(a) > badness(b); });
+        checks.resize(n_rows);
+    }
     std::string text =
         format("%5s %5s %8s %7s %7s %7s %7s %11s %11s %11s %9s  %s\n", "step", "layer", "cache", "tokens",
                "n_kv", "hot", "cold", "max error", "RMS", "relative", "of limit", "");
-    for (const Report::Entry& entry : report.records) {
-        const RecordCheck& c = entry.check;
+    for (const RecordCheck* check : checks) {
+        const RecordCheck& c = *check;
         text += format("%5d %5d %8s %7lld %7lld %7lld %7lld ", c.step, c.layer, cache_name(c.cache),
                        (long long)c.n_tokens, (long long)c.n_kv, (long long)c.n_hot, (long long)c.n_cold);
         text += c.checked ? format("%11.3g %11.3g %11.3g %9.3g  %s\n", c.max_error(), c.rms_error(),
                                    c.max_relative(), c.limit_share(), c.pass ? "ok" : "FAIL")
                           : "not checked: recorded without sources\n";
     }
+    if (cut) {
+        text += format("the %zu largest of %zu records (--all: every one, by step)\n", checks.size(),
+                       report.records.size());
+    }
+    return text;
+}
+
+std::string quantization_table(const Report& report, size_t n_rows) {
+    if (report.originals.empty()) return "";
+    const auto by_layer = report.quantization_by_layer();
+    std::vector<std::pair<int32_t, RecordQuantization>> layers(by_layer.begin(), by_layer.end());
+    const bool cut = layers.size() > n_rows;
+    if (cut) {
+        const auto badness = [](const RecordQuantization& q) {
+            const double k = q.k.relative(), v = q.v.relative();
+            return std::isnan(k) || std::isnan(v) ? double(INFINITY) : std::max(k, v);
+        };
+        std::stable_sort(layers.begin(), layers.end(),
+                         [&](const auto& a, const auto& b) { return badness(a.second) > badness(b.second); });
+        layers.resize(n_rows);
+    }
+    std::string text =
+        "quantization error against " + report.originals + ", RMS and share of the rows' RMS:\n";
+    const auto side = [](const QuantizationFigures& f) {
+        return f.n_cells == 0
+                   ? format("%26s", "no quantized rows")
+                   : format("%11.3g %7.3g %% %5lld", f.rms(), 100 * f.relative(), (long long)f.n_cells);
+    };
+    text += format("%5s %26s   %26s\n", "layer", "K (RMS, share, cells)", "V (RMS, share, cells)");
+    for (const auto& [layer, figures] : layers) {
+        text += format("%5d ", layer) + side(figures.k) + "   " + side(figures.v) + "\n";
+    }
+    if (cut) text += format("the %zu largest of %zu layers (--all: every one)\n", n_rows, by_layer.size());
     return text;
 }
 

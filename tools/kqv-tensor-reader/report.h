@@ -51,7 +51,12 @@ std::string to_csv(const Report& report);
 // A map of the errors by layer and step, as SVG.
 std::string to_svg(const Report& report);
 
-// One line per record, with a heading.
-std::string to_table(const Report& report);
+// At most n_rows records, one line each, with a heading. Where there are more, those out of tolerance and
+// those closest to their limit come first, and a line says how many are left out.
+std::string to_table(const Report& report, size_t n_rows);
+
+// RMS of decoded rows against their originals by layer, K and V apart; nothing where no originals are known.
+// Of more than n_rows layers, those with the largest share come first, as above.
+std::string quantization_table(const Report& report, size_t n_rows);
 
 }  // namespace mixed_kv::trace_tools

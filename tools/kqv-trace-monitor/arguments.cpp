@@ -36,6 +36,9 @@ std::optional<MonitorArguments> parse_monitor_arguments(int argc, char** argv) {
     command.flag("--mixed-kv-cache", m.mixed, "Use the mixed KV cache; without it llama.cpp's own is traced");
     command.option("--save-gguf", m.save_gguf, "Trace file to write").value_name("FILE");
     command.flag("--no-trace-sources", no_sources, "Record kqv_out alone");
+    command.flag(
+        "--keep-originals", m.keep_originals,
+        "Also record K and V as they were written, F16, to tell quantization error from the kernel's");
     command.option("--max-steps", m.max_steps, "Record this many steps at most; -1: all, 0: none")
         .at_least(-1);
     command.flag("--compact", m.compact, "Store each version of a row or block once; for long runs");
@@ -45,6 +48,9 @@ std::optional<MonitorArguments> parse_monitor_arguments(int argc, char** argv) {
     command.flag("-v,--verbose", m.verbose, "Show each tensor's views, and llama.cpp's log");
     if (!command.parse(argc, argv)) return std::nullopt;
 
+    if (no_sources && m.keep_originals) {
+        throw UsageError("--keep-originals records sources, which --no-trace-sources leaves out");
+    }
     if (m.quiet && m.verbose) throw UsageError("-q and -v exclude each other");
     generation.finish(m);
     m.sources = !no_sources;

@@ -13,7 +13,8 @@ struct MonitorArguments : GenerationArguments {
     std::string save_gguf;
     bool sources = true;
     bool compact = false;
-    int max_steps = -1;  // steps to record; -1: all, 0: none
+    bool keep_originals = false;  // K and V as they were written
+    int max_steps = -1;           // steps to record; -1: all, 0: none
     std::string save_logits;
     bool quiet = false, verbose = false;
     std::string command_line;  // as given, for the trace

@@ -31,6 +31,7 @@ trace::TraceEstimate estimate_trace(const llama_model* model, const MonitorArgum
     trace::TraceEstimate e;
     e.form = arguments.compact ? trace::TraceForm::compact : trace::TraceForm::self_contained;
     e.has_sources = arguments.sources;
+    e.keeps_written = arguments.keep_originals;
     e.n_layers = arguments.layer >= 0 ? 1 : llama_model_n_layer(model);
     e.n_head = std::max(1, llama_model_n_head(model));
     e.n_head_kv = std::max(1, llama_model_n_head_kv(model));

@@ -21,6 +21,7 @@ void Recorder::begin_step(int32_t step, int64_t position) {
     step_ = step;
     position_ = position;
     last_layer_ = -1;
+    written_.clear();
     n_seen_ = n_left_out_ = 0;
 }
 
@@ -41,6 +42,7 @@ bool Recorder::wants(const ggml_tensor* node) {
     if (pending_) {
         if (const auto layer = output_layer(node)) finish_pending(layer);
     }
+    if (options_.keep_originals && writes_cache_rows(node)) return true;
     if (node->op != GGML_OP_FLASH_ATTN_EXT) return false;
     finish_pending(std::nullopt);
     ++n_seen_;
@@ -49,6 +51,10 @@ bool Recorder::wants(const ggml_tensor* node) {
 }
 
 void Recorder::keep(const ggml_tensor* node) {
+    if (auto write = captured_write(node)) {
+        if (options_.layer < 0 || write->layer == options_.layer) written_.push_back(std::move(*write));
+        return;
+    }
     pending_ = Pending{capture_attention(node, options_.api, options_.sources), guess_layer(node)};
 }
 
@@ -67,8 +73,35 @@ void Recorder::finish_pending(std::optional<int32_t> layer) {
     record.layer = *layer;
     record.step = step_;
     record.position = position_;
+    if (options_.keep_originals) attach_written(record);
     ++n_records_;
     options_.on_record(record);
+}
+
+// The rows of this layer's own cache, K and V; with the shape of its heads, and streams as its views count
+// them.
+void Recorder::attach_written(trace::TraceRecord& record) {
+    trace::WrittenRows k, v;
+    for (CacheWrite& write : written_) {
+        if (write.layer != record.layer) continue;
+        const trace::SourceView& view = write.is_value ? record.v_view : record.k_view;
+        const int64_t head_dim = write.is_value ? record.head_dim_v : record.head_dim_k;
+        trace::Shape& ne = write.rows.rows.ne;
+        // Heads that the cache pads are not what attention reads.
+        if (ne[0] * ne[1] != head_dim * record.n_head_kv || view.origin_name.empty()) continue;
+        ne[0] = head_dim;
+        ne[1] = record.n_head_kv;
+        const auto first_stream = int32_t(view.view_offs / view.origin_nb[2]);
+        for (size_t i = 0; i < write.rows.cells.size(); i += 2) write.rows.cells[i] -= first_stream;
+        (write.is_value ? v : k) = std::move(write.rows);
+    }
+    if (k.cells.empty() || v.cells.empty() != record.v_is_view_of_k) {
+        ++n_without_originals_;
+        return;
+    }
+    record.keeps_written = true;
+    record.k_written = std::move(k);
+    record.v_written = std::move(v);
 }
 
 }  // namespace mixed_kv::tools

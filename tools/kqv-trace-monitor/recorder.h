@@ -6,8 +6,10 @@
 #include <exception>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "kqv-trace-monitor/capture.h"
+#include "kqv-trace-monitor/written_rows.h"
 #include "trace/trace_schema.h"
 
 namespace mixed_kv::tools {
@@ -19,6 +21,7 @@ class Recorder {
     struct Options {
         int32_t layer = -1;  // -1: all
         Sources sources = Sources::record;
+        bool keep_originals = false;  // what SET_ROWS writes into the caches
         const mixed_kv_api* api = nullptr;
         std::function<void(const trace::TraceRecord&)> on_record;
     };
@@ -37,6 +40,8 @@ class Recorder {
     int64_t n_seen() const { return n_seen_; }
     // Ops of the current step that have no record: a second one of a layer, or one whose layer has no name.
     int64_t n_left_out() const { return n_left_out_; }
+    // Records without their rows as they were written, although these were asked for.
+    int64_t n_without_originals() const { return n_without_originals_; }
 
   private:
     struct Pending {
@@ -46,14 +51,16 @@ class Recorder {
     bool wants(const ggml_tensor* node);
     void keep(const ggml_tensor* node);
     void finish_pending(std::optional<int32_t> layer);
+    void attach_written(trace::TraceRecord& record);
 
     Options options_;
     bool active_ = false;
     int32_t step_ = 0;
-    int64_t position_ = 0;            // of the step's first token
-    std::optional<Pending> pending_;  // until the node that names its layer comes by
+    int64_t position_ = 0;             // of the step's first token
+    std::vector<CacheWrite> written_;  // in the current step
+    std::optional<Pending> pending_;   // until the node that names its layer comes by
     int32_t last_layer_ = -1;
-    int64_t n_records_ = 0, n_seen_ = 0, n_left_out_ = 0;
+    int64_t n_records_ = 0, n_seen_ = 0, n_left_out_ = 0, n_without_originals_ = 0;
     std::exception_ptr error_;
 };
 

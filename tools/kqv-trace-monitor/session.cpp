@@ -64,6 +64,7 @@ class Session {
 
         Recorder recorder({.layer = arguments_.layer,
                            .sources = arguments_.sources ? Sources::record : Sources::leave_out,
+                           .keep_originals = arguments_.keep_originals,
                            .api = plugin_ != nullptr ? &plugin_->api() : nullptr,
                            .on_record = [this](const trace::TraceRecord& record) { on_record(record); }});
         if (arguments_.max_steps != 0) {
@@ -76,6 +77,12 @@ class Session {
         say_plugin_lines();
         result_.n_records = recorder.n_records();
         if (recorder.n_records() == 0 && arguments_.max_steps != 0) throw_nothing_traced();
+        if (recorder.n_without_originals() > 0) {
+            say(fmt::format(
+                "--keep-originals: {} of {} records are of layers that read another layer's cache, or "
+                "one with padded heads, and have none",
+                recorder.n_without_originals(), recorder.n_records()));
+        }
         close_trace(vocab);
         if (logits_) logits_->publish();
         return std::move(result_);
@@ -116,7 +123,8 @@ class Session {
             arguments_.save_gguf,
             trace::TraceWriterOptions{.form = estimate.form,
                                       .expected_bytes = estimate.bytes(),
-                                      .expected_records = std::uint64_t(estimate.n_records())});
+                                      .expected_records = std::uint64_t(estimate.n_records()),
+                                      .keeps_written = estimate.keeps_written});
         writer_->set_info("command", arguments_.command_line);
         writer_->set_info("model", arguments_.model);
         writer_->set_info("ggml", fmt::format("{} ({})", ggml_version(), ggml_commit()));

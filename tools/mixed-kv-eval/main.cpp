@@ -82,7 +82,8 @@ int run(int argc, char** argv) {
         .range(1, kMany);
     command.option("--plot", plot_prefix, "Write PREFIX-kld.svg, and with --recall PREFIX-recall.svg")
         .value_name("PREFIX");
-    command.option("--html", html, "Write a page for the browser: KLD against bits, tail, recall, all figures")
+    command
+        .option("--html", html, "Write a page for the browser: KLD against bits, tail, recall, all figures")
         .value_name("FILE.html");
     command
         .option("--resume", options.progress_path,

@@ -25,7 +25,7 @@ function cellMap({columns, rows, cell, label, pick, title, width = 1180, maxCell
     const cellHeight = rowHeight ?? Math.max(4, Math.min(maxCell, 28, 420 / rows));
     const w = Math.ceil(left + cellWidth * columns + 2), h = Math.ceil(cellHeight * rows + bottom + 2);
     const canvas = el("canvas", {
-        tabindex: pick ? "0" : null, role: "img", "aria-label": title, "data-map": id,
+        tabindex: pick ? "0" : null, role: pick ? "application" : "img", "aria-label": title, "data-map": id,
         "data-cell-width": cellWidth, "data-cell-height": cellHeight, "data-left": left
     });
     const live = el("div", {class: "live", "aria-live": "polite"});
@@ -116,7 +116,7 @@ let redraws = [];
 // log: logarithmic y axis. bands: [{from, to, colour}] behind. label(i): text of place i;
 // xText(x): text of a place on the axis; lowX, highX: its range.
 function chart({series, title, width = 1180, height = 200, log = false, bands = [], label, xLabel, yLabel, xTicks, xText, id, low, high, lowX, highX, points}) {
-    const left = 66, right = 12, top = 8, bottom = 36;
+    const left = 66, right = 12, top = series.some((s) => s.labels) ? 22 : 8, bottom = 36;
     const all = series.flatMap((s) => Array.from(s.values)).filter((y) => Number.isFinite(y) && (!log || y > 0));
     let max = high ?? (all.length ? all.reduce((a, b) => Math.max(a, b), -Infinity) : 1);
     let min = low ?? (log ? all.reduce((a, b) => Math.min(a, b), Infinity) : Math.min(0, all.reduce((a, b) => Math.min(a, b), Infinity)));

@@ -76,7 +76,7 @@ async function startReport() {
         frame();
         addEventListener("hashchange", () => drawView().catch(complain));
         addEventListener("keydown", (event) => {
-            if (event.target.closest?.("input, select, textarea, [role=img]") || event.ctrlKey || event.metaKey || event.altKey) return;
+            if (event.target.closest?.("input, select, textarea, [role=application]") || event.ctrlKey || event.metaKey || event.altKey) return;
             if (report.keys(event, placeOfAddress())) event.preventDefault();
         });
         await drawView();

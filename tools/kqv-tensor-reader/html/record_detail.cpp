@@ -69,7 +69,8 @@ ordered_json views_json(const TraceRecord& r) {
             view_json("sinks", r.sinks_view), view_json("kqv_out", r.kqv_out_view)};
 }
 
-void add_side(const TraceRecord& record, Side side, const std::string& name, Bundle& bundle) {
+void add_side(const TraceRecord& record, Side side, const std::string& name, const Originals& originals,
+              Bundle& bundle) {
     const trace::CachePart& part = side == Side::k || record.v_is_view_of_k ? record.k : record.v;
     CellMap map = map_cells(record, side);
     ordered_json pages = ordered_json::array();
@@ -85,6 +86,12 @@ void add_side(const TraceRecord& record, Side side, const std::string& name, Bun
                          {"row_type", trace::ggml_type_info(part.rows.type).name},
                          {"pages", std::move(pages)}};
     bundle.add(name + "_parts", map.parts, {int64_t(map.parts.size())});
+    if (originals.values.empty()) return;
+    std::vector<float> errors;  // of pages, as shares of the rows' RMS; NaN: nothing to compare
+    for (const QuantizationFigures& page : quantization_by_page(record, side, originals)) {
+        errors.push_back(page.n_cells > 0 ? shortened(page.relative()) : NAN);
+    }
+    bundle.add(name + "_page_errors", errors, {record.n_stream, int64_t(errors.size()) / record.n_stream});
 }
 
 struct Query {
@@ -290,8 +297,8 @@ Bundle record_detail(const TraceRecord& record, const RecordCheck& check, const 
     std::vector<uint8_t> visible = visible_cells(record);
     visible.resize(size_t(std::min<int64_t>(int64_t(visible.size()), kMaxCells)));
     bundle.add("visible", visible, {int64_t(visible.size())});
-    add_side(record, Side::k, "k", bundle);
-    add_side(record, Side::v, "v", bundle);
+    add_side(record, Side::k, "k", originals.k, bundle);
+    add_side(record, Side::v, "v", originals.v, bundle);
     const std::vector<Query> queries = chosen_queries(record, check);
     add_weights(record, data, queries, bundle);
     add_errors(record, check, bundle);

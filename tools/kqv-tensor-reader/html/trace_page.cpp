@@ -40,8 +40,7 @@ std::string trace_page(const trace::TraceReader& reader, const Report& report,
         const RecordCheck& line = report.records[i].check;
         const trace::TraceRecord record = reader.load({line.layer, line.step});
         const RecordCheck check = check_record(record, options.check, KeepOutput::yes);
-        RecordOriginals originals;
-        if (options.against != nullptr) originals = originals_against(*options.against, record);
+        const RecordOriginals originals = options.originals ? options.originals(record) : RecordOriginals{};
         const std::string piece = tools::HtmlPage::piece(piece_name(line.layer, line.step),
                                                          record_detail(record, check, originals));
         if (page.bytes() + piece.size() + reserved > options.max_bytes) continue;

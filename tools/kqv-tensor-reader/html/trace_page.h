@@ -1,18 +1,21 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
+#include "kqv-tensor-reader/quantization.h"
 #include "kqv-tensor-reader/report.h"
 #include "trace/trace_reader.h"
 
 namespace mixed_kv::trace_tools {
 
 struct TracePageOptions {
-    CheckOptions check;                           // as for the report
-    std::size_t max_bytes = 5'000'000;            // of the page
-    std::size_t max_details = 400;                // records that are shown in detail
-    const trace::TraceReader* against = nullptr;  // a trace of the same run with exact rows
+    CheckOptions check;                 // as for the report
+    std::size_t max_bytes = 5'000'000;  // of the page
+    std::size_t max_details = 400;      // records that are shown in detail
+    // What rows were before they were encoded; empty: not known.
+    std::function<RecordOriginals(const trace::TraceRecord&)> originals;
 };
 
 // The report as an HTML page: every record on the map and in the tables, and details of as many as fit

@@ -13,7 +13,7 @@ recordView("heads", "Heads", (record, detail, place) => {
         d.heads_shown < d.n_head ? el("p", {class: "note"}, `Of ${d.n_head} heads the first ${d.heads_shown} are kept.`) : null,
         choice("query", d.queries.map((query, i) => [i, queryText(query, d)]), q, (i) => to(head, i, log)),
         choice("scale", [["linear", "linear"], ["log", "logarithmic"]], log ? "log" : "linear", (s) => to(head, q, s === "log")),
-        weightChart(detail, weights, head, q, log), pageWeights(detail, head, q),
+        headsByPages(detail, head, q, (h) => to(h, q, log)), weightChart(detail, weights, head, q, log), pageWeights(detail, head, q),
         detail.has("row_shares") ? errorCharts(detail, head) : null,
         valueMaps(detail, Math.floor(head / (d.n_head / d.n_head_kv))));
 });
@@ -35,6 +35,19 @@ function pageBands(detail, stream) {
         const most = parts.reduce((a, b) => b[2] > a[2] ? b : a);
         return {from: first - stream * d.n_kv, to: first - stream * d.n_kv + n, colour: partColour(most)};
     });
+}
+
+// All heads at once, to see which one to look at.
+function headsByPages(detail, head, q, choose) {
+    const all = detail.array("page_weights"), [, heads, pages] = all.shape;
+    if (heads < 2) return null;
+    return el("section", {}, el("h3", {}, "Where every head looks"), cellMap({
+        id: "heads-by-pages", columns: pages, rows: heads, maxCell: 40, rowHeight: Math.max(5, Math.min(16, 320 / heads)),
+        title: "Share of each head's weight by page of 64 cells, the darker the more, from 0.01 % to all. A click shows that head.",
+        cell: (c, r) => ({colour: ramp(all.at(q, r, c) > 0 ? 1 + Math.log10(all.at(q, r, c)) / 4 : 0)}),
+        label: (c, r) => `head ${r}, page ${c}: ${percent(all.at(q, r, c))} of its weight`,
+        pick: (c, r) => choose(r), rowLabel: (r) => r === head ? `▸ head ${r}` : `head ${r}`, columnLabel: (c) => c
+    }));
 }
 
 function weightChart(detail, weights, head, q, log) {

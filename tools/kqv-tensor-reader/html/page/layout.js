@@ -63,7 +63,7 @@ function misreadingTable(detail) {
             choice("show", kinds.map((m, i) => [i, misreadingText(m.what)]), which, (m) => draw(m, head)),
             outputs.shape[1] <= 64 ? choice("head", Array.from({length: outputs.shape[1]}, (_, h) => [h, h]), head, (h) => draw(which, h)) : null,
             el("p", {id: "misread-figure"}, which === 0 ? "Beside what is right: the recorded output." : `A reader with ${misreadingText(kinds[which].what)} gets an output that is ${percent(kinds[which].against_right)} off.`),
-            chart({id: "misread-output", title: `Output of head ${head} for the ${queryText({...d.misread_query, position: null}, d)}`, series, height: 190, xLabel: "channel", label: (c) => series.map((s) => `${s.name}: ${number(s.values[c])}`).join("\n")}));
+            chart({id: "misread-output", title: `Output of head ${head} for ${queryText({...d.misread_query, position: null}, d)}`, series, height: 190, xLabel: "channel", label: (c) => series.map((s) => `${s.name}: ${number(s.values[c])}`).join("\n")}));
     };
     draw(found ? kinds.indexOf(found) : kinds.length > 1 ? 1 : 0, 0);
     return el("section", {}, el("h2", {}, "What a reader gets who takes a permuted view for contiguous"),

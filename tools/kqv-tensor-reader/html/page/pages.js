@@ -38,7 +38,7 @@ recordView("pages", "Pages", (record, detail, place) => {
             sides.map((side) => card(`${number(bits(side))} bits`, `per value of ${side.toUpperCase()} (${bytesText(sum(side))})`, `bits_${side}`))),
         d.cells_shown < d.n_kv * d.n_stream ? el("p", {class: "note"}, `The first ${d.cells_shown} of ${d.n_kv * d.n_stream} cells are shown.`) : null,
         d.n_stream > 1 ? choice("stream", Array.from({length: Math.min(64, d.n_stream)}, (_, s) => [s, s]), stream, (s) => go("pages", record.layer, record.step, s)) : null,
-        el("div", {class: "columns"}, sides.map((side) => sideOfPages(detail, side, stream))),
+        el("div", {class: "columns broad"}, sides.map((side) => sideOfPages(detail, side, stream))),
         el("div", {class: "legend"}, [["hot", "hot: exact, behind the cold pages"], ["kept", "kept: exact page before cold ones (pinned, or written again)"], ["overlay", "overlay: exact row in a cold page"],
             ["q8", "cold, from q8"], ["q4", "q4"], ["q2", "to q2"], ["empty", "nothing stored"]].map(([name, text]) => el("span", {}, swatch(`var(--${name})`), text)),
         el("span", {}, "line under cells: exact before the first cold one (sinks). Pale: no query sees it.")),
@@ -59,17 +59,19 @@ function sideOfPages(detail, side, stream) {
         return sum / weights.shape[1];
     };
     const values = d.n_head_kv * d[`head_dim_${side}`];
+    const errors = detail.has(`${side}_page_errors`) ? detail.array(`${side}_page_errors`) : null;
+    const errorText = (page) => Number.isNaN(errors.at(stream, page)) ? "–" : percent(errors.at(stream, page), 2);
     const line = ([first, n, list], index) => {
         const page = Math.floor((first - stream * d.n_kv) / 64);
         const bytes = list.reduce((a, p) => a + p[3], 0), stored = list.reduce((a, p) => a + p[2], 0);
         return {
             data: {page}, cells: [page, strip(first, n, list, sinks),
                 list.length ? list.map((p) => el("div", {class: "tight"}, partText(p))) : el("span", {class: "soft"}, "empty"),
-                stored ? number(8 * bytes / (stored * values)) : "–", q >= 0 ? weightBar(share(page)) : "–"]
+                stored ? number(8 * bytes / (stored * values)) : "–", ...(errors ? [errorText(page)] : []), q >= 0 ? weightBar(share(page)) : "–"]
         };
     };
     const strip = (first, n, list, sinkCount) => {
-        const w = 3, canvas = el("canvas", {width: 64 * w, height: 16, role: "img", "aria-label": list.map(partText).join("; ") || "empty"});
+        const w = 2.5, canvas = el("canvas", {width: 64 * w, height: 16, role: "img", "aria-label": list.map(partText).join("; ") || "empty"});
         const draw = () => {
             const ink = canvas.getContext("2d");
             ink.clearRect(0, 0, canvas.width, canvas.height);
@@ -103,7 +105,7 @@ function sideOfPages(detail, side, stream) {
                 el("button", {type: "button", disabled: from === 0, click: () => show(Math.max(0, from - kPagesAtOnce))}, "earlier"),
                 el("span", {class: "soft"}, `pages ${from} to ${Math.min(pages.length, from + kPagesAtOnce) - 1} of ${pages.length}`),
                 el("button", {type: "button", disabled: from + kPagesAtOnce >= pages.length, click: () => show(from + kPagesAtOnce)}, "later")) : null,
-            el("div", {class: "scroll"}, table(["page", "<64 cells", "<stored as", "bits", "<weight"], pages.slice(from, from + kPagesAtOnce).map(line)))
+            el("div", {class: "scroll"}, table(["page", "<64 cells", "<stored as", "bits", ...(errors ? ["error"] : []), "<weight"], pages.slice(from, from + kPagesAtOnce).map(line)))
         ].filter(Boolean));
     };
     show(0);
@@ -113,6 +115,6 @@ function sideOfPages(detail, side, stream) {
 
 function weightBar(share) {
     return el("span", {class: "tight", title: percent(share)}, el("span", {
-        style: `display:inline-block;height:10px;width:${Math.max(1, Math.min(40, 80 * share)).toFixed(1)}px;background:var(--chart);margin-right:6px`
+        style: `display:inline-block;height:10px;width:${Math.max(1, Math.min(28, 56 * share)).toFixed(1)}px;background:var(--chart);margin-right:6px`
     }), percent(share, 2));
 }

@@ -98,8 +98,10 @@ function recordView(name, title, draw) {
         draw: async (place) => {
             const record = chosen(place);
             const detail = await openPiece(`record-${record.layer}-${record.step}`);
+            const layout = detail && name !== "layout" && isFailed(record) && suspect(detail.json)
+                ? [" ", el("a", {href: `#layout/${record.layer}/${record.step}`}, "A misread layout would explain it.")] : null;
             const content = el("div", {}, el("h2", {id: "place"}, `${placeText(record)}`),
-                isFailed(record) ? el("div", {class: "alarm"}, el("strong", {}, "Out of tolerance. "), record.problem) : null);
+                isFailed(record) ? el("div", {class: "alarm"}, el("strong", {}, "Out of tolerance. "), record.problem, layout) : null);
             content.append(detail ? draw(record, detail, place) : withoutDetail(record, place));
             return content;
         }

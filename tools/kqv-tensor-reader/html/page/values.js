@@ -26,7 +26,7 @@ function sideOfValues(detail, side, kvHead) {
     const difference = (r, c) => before.at(r, kvHead, c) === -128 || after.at(r, kvHead, c) === -128 ? null : after.at(r, kvHead, c) - before.at(r, kvHead, c);
     return el("div", {"data-values": side},
         chart({id: `${side}-channels`, title: `${name}: all stored cells, by channel`, height: 150, series, xLabel: "channel", label: (c) => `channel ${c}\n${number(low[c])} to ${number(high[c])}, RMS ${number(rms[c])}${before ? `\nRMS of the error ${number(error[c])}` : ""}`}),
-        el("div", {class: "columns"},
+        el("div", {class: "columns narrow"},
             map(known(after), `${name} after decoding: ${counted(cells.length, "cell")} (rows), blue above 0, red below, full colour ${number(127 * scale)}`, `${side}-after`),
             before ? map(known(before), `${name} before, as written`, `${side}-before`) : null,
             before ? map(difference, `${name}: after less before, colours 8 times as strong`, `${side}-difference`, 8) : null),
