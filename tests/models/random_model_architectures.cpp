@@ -315,6 +315,36 @@ void build_gemma4(Builder& b) {
     }
 }
 
+// A draft model without K and V: its layers read those of a gemma4 with the same head_dim and n_head_kv.
+void build_gemma4_assistant(Builder& b) {
+    b.require(b.s.n_layer == 2 && b.s.n_embd_target != b.s.n_embd,
+              "needs 2 layers and another n_embd_target");
+    const std::int64_t n_target = b.s.n_embd_target;
+    b.add_hparams();
+    b.add_heads();
+    for (const char* key :
+         {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"})
+        b.w.set(key, b.s.head_dim / 2);
+    b.w.set("nextn_predict_layers", b.s.n_layer);
+    b.w.set("embedding_length_out", b.s.n_embd_target);
+    b.w.set("attention.sliding_window_pattern", std::vector<bool>{true, false});
+    b.add_tied_embeddings();
+    b.w.add_matrix("nextn.pre_projection.weight", {2 * n_target, b.n_embd}, Builder::unit(2 * n_target));
+    b.w.add_matrix("nextn.post_projection.weight", {b.n_embd, n_target}, Builder::unit(b.n_embd));
+    b.w.add_f32("rope_freqs.weight", {b.head_dim / 2}, around(1.0f, 0));
+    for (std::uint32_t l = 0; l < 2; l++) {
+        const std::int64_t head_dim = l == 0 ? b.head_dim / 2 : b.head_dim, n_q = b.n_head * head_dim;
+        for (const char* norm :
+             {"attn_norm.weight", "post_attention_norm.weight", "ffn_norm.weight", "post_ffw_norm.weight"})
+            b.add_norm(b.block(l, norm), b.n_embd, 0.7f);
+        b.w.add_matrix(b.block(l, "attn_q.weight"), {b.n_embd, n_q}, Builder::unit(b.n_embd));
+        b.add_norm(b.block(l, "attn_q_norm.weight"), head_dim, unscaled_norm(b, head_dim));
+        b.w.add_matrix(b.block(l, "attn_output.weight"), {n_q, b.n_embd}, Builder::unit(n_q));
+        b.add_gated_ffn(l);
+        b.w.add_f32(b.block(l, "layer_output_scale.weight"), {1}, around(0.95f, 0.02f));
+    }
+}
+
 void build_gpt_oss(Builder& b) {
     b.require(b.s.n_swa > 0, "needs a sliding window");
     b.add_hparams();
@@ -444,10 +474,19 @@ void build_jamba(Builder& b) {
 
 void add_architecture(const RandomModelSpec& spec, GgufModelWriter& writer) {
     static const std::map<std::string, void (*)(Builder&)> builders = {
-        {"llama", build_llama},         {"qwen2", build_qwen2},   {"qwen3", build_qwen3},
-        {"phi3", build_phi3},           {"mpt", build_mpt},       {"gemma2", build_gemma2},
-        {"gemma3n", build_gemma3n},     {"gemma4", build_gemma4}, {"gpt-oss", build_gpt_oss},
-        {"deepseek2", build_deepseek2}, {"mamba", build_mamba},   {"jamba", build_jamba},
+        {"llama", build_llama},
+        {"qwen2", build_qwen2},
+        {"qwen3", build_qwen3},
+        {"phi3", build_phi3},
+        {"mpt", build_mpt},
+        {"gemma2", build_gemma2},
+        {"gemma3n", build_gemma3n},
+        {"gemma4", build_gemma4},
+        {"gpt-oss", build_gpt_oss},
+        {"deepseek2", build_deepseek2},
+        {"mamba", build_mamba},
+        {"jamba", build_jamba},
+        {"gemma4-assistant", build_gemma4_assistant},
     };
     const auto builder = builders.find(spec.architecture);
     if (builder == builders.end()) {

@@ -47,6 +47,13 @@ class Forked : public testing::Test {
     }();
 };
 
+// Those whose children make threads.
+class ForkedWithThreads : public Forked {
+#if defined(__SANITIZE_THREAD__)
+    void SetUp() override { GTEST_SKIP() << "ThreadSanitizer takes a child's threads for its parent's"; }
+#endif
+};
+
 // Runs fn in a child. 0: it returned true; 1: false; a signal's number + 128; SIGALRM's is a hang.
 int in_child(const std::function<bool()>& fn) {
     const pid_t child = fork();
@@ -69,7 +76,7 @@ int in_child(const std::function<bool()>& fn) {
 
 }  // namespace
 
-TEST_F(Forked, ChildAndParentGoOnWithTheSameContext) {
+TEST_F(ForkedWithThreads, ChildAndParentGoOnWithTheSameContext) {
     Context context(model_, two_threads());
     ASSERT_EQ(work(context), expected_);
     for (int round = 0; round < 2; ++round) {
@@ -79,7 +86,7 @@ TEST_F(Forked, ChildAndParentGoOnWithTheSameContext) {
     }
 }
 
-TEST_F(Forked, ChildMakesAContextOfItsOwn) {
+TEST_F(ForkedWithThreads, ChildMakesAContextOfItsOwn) {
     Context context(model_, two_threads());
     ASSERT_EQ(work(context), expected_);
     EXPECT_EQ(in_child([&] {
@@ -90,7 +97,7 @@ TEST_F(Forked, ChildMakesAContextOfItsOwn) {
 }
 
 // The parent's context is gone, its pool waits for the next one.
-TEST_F(Forked, ChildDoesNotTakeAPoolFromTheParentsStock) {
+TEST_F(ForkedWithThreads, ChildDoesNotTakeAPoolFromTheParentsStock) {
     {
         Context context(model_, two_threads());
         ASSERT_EQ(work(context), expected_);
@@ -102,14 +109,14 @@ TEST_F(Forked, ChildDoesNotTakeAPoolFromTheParentsStock) {
               0);
 }
 
-TEST_F(Forked, ContextOfAnotherThread) {
+TEST_F(ForkedWithThreads, ContextOfAnotherThread) {
     Context context(model_, two_threads());
     std::thread([&] { work(context); }).join();
     EXPECT_EQ(in_child([&] { return work(context) == expected_; }), 0);
     EXPECT_EQ(work(context), expected_);
 }
 
-TEST_F(Forked, Grandchild) {
+TEST_F(ForkedWithThreads, Grandchild) {
     Context context(model_, two_threads());
     ASSERT_EQ(work(context), expected_);
     EXPECT_EQ(in_child([&] {
@@ -121,7 +128,7 @@ TEST_F(Forked, Grandchild) {
 }
 
 // Between two splits of a graph: the callback asks for one node, and forks when it has been computed.
-TEST_F(Forked, InMidGraph) {
+TEST_F(ForkedWithThreads, InMidGraph) {
     struct State {
         int result = -1;
         bool done = false;

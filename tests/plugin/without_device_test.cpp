@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
 
 #include "plugin_test.h"
+#include "random_model.h"
 
 using namespace mixed_kv::test;
 
@@ -190,6 +192,80 @@ TEST(WithoutOurDevice, SplitByTensorsIsRefusedInOneLine) {
     // And nothing is left of it.
     logits_with(LLAMA_SPLIT_MODE_LAYER, tokens, loaded);
     EXPECT_TRUE(loaded);
+}
+
+namespace {
+
+// Logits of a draft model (Gemma 4's) that has no K and V, and reads its target's, after a prompt.
+Logits drafted_logits(const std::string& target_file, const std::string& draft_file, CacheOwner target_owner,
+                      bool draft_on_our_device) {
+    const Model target(target_file, target_owner);
+    ContextOptions options;
+    options.n_ctx = 256;
+    options.n_ubatch = 64;
+    options.n_threads = 1;
+    Context context(target, options);
+    const std::vector<llama_token> prompt = random_tokens(150, target.n_vocab(), 11);
+    context.prefill(prompt);
+    context.prefill({7}, 150);  // freezes a page
+
+    llama_model_params model_params = llama_model_default_params();
+    ggml_backend_dev_t devices[] = {draft_on_our_device ? plugin_device() : nullptr, nullptr};
+    model_params.devices = devices;
+    model_params.n_gpu_layers = draft_on_our_device ? -1 : 0;
+    const std::unique_ptr<llama_model, Free<llama_model_free>> draft(
+        llama_model_load_from_file(draft_file.c_str(), model_params));
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 256;
+    params.n_threads = params.n_threads_batch = 1;
+    params.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
+    params.ctx_other = context.get();
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    const std::unique_ptr<llama_context, Free<llama_free>> reader(llama_init_from_model(draft.get(), params));
+    Logits logits;
+    if (reader == nullptr) return logits;
+
+    std::vector<float> hidden(std::size_t(llama_model_n_embd(target.get())));
+    for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = std::sin(0.7f * float(i));
+    llama_token token = 9;
+    llama_pos position = 151;
+    std::int32_t n_sequences = 1;
+    llama_seq_id sequence = 0, *sequences = &sequence;
+    std::int8_t wants_logits = 1;
+    const llama_batch batch = {1, &token, hidden.data(), &position, &n_sequences, &sequences, &wants_logits};
+    EXPECT_EQ(llama_decode(reader.get(), batch), 0);
+    logits.n_vocab = std::size_t(target.n_vocab());
+    const float* row = llama_get_logits_ith(reader.get(), 0);
+    logits.values.assign(row, row + logits.n_vocab);
+    return logits;
+}
+
+}  // namespace
+
+TEST(WithoutOurDevice, DraftModelReadsItsTargetsCache) {
+    load_backends();
+    const std::string target = small_model() + ".target", draft = small_model() + ".draft";
+    const RandomModelSpec spec = random_model_spec("gemma4");
+    write_random_model(spec, target);
+    RandomModelSpec of_draft = spec;
+    of_draft.architecture = "gemma4-assistant";
+    of_draft.n_layer = 2;
+    of_draft.n_embd = 64;
+    of_draft.n_embd_target = spec.n_embd;
+    write_random_model(of_draft, draft);
+    const Logits host = drafted_logits(target, draft, CacheOwner::kHost, false);
+    const Logits ours = drafted_logits(target, draft, CacheOwner::kPlugin, true);
+    clear_log();
+    const Logits mixed = drafted_logits(target, draft, CacheOwner::kPlugin, false);
+    int n_said = 0;
+    for (const std::string& line : logged_lines()) n_said += line.find("-ngld") != std::string::npos;
+    for (const std::string& file : {target, draft}) std::remove(file.c_str());
+    ASSERT_EQ(host.values.size(), spec.n_vocab);
+    ASSERT_EQ(ours.values.size(), spec.n_vocab);
+    ASSERT_EQ(mixed.values.size(), spec.n_vocab);
+    EXPECT_LT(compare(ours, mixed).nmse, 1e-4);  // the same rows, read by two kernels
+    EXPECT_LT(compare(host, ours).nmse, 0.1);    // rounded to 4 bits
+    EXPECT_EQ(n_said, 2);                        // a cache for each kind of layer
 }
 
 namespace {
