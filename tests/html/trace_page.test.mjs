@@ -13,7 +13,7 @@ const text = (page, name) => page.textContent(`[data-figure="${name}"]`);
 // What every page must do: all views of some records, figures as in the JSON, nothing untoward.
 async function tour(name, {page: file, json}, use = async () => {}) {
     const problems = await withPage(file, async (page, {seconds}) => {
-        console.log(`${name}: ${(statSync(file).size / 1e6).toFixed(2)} MB, opened in ${seconds.toFixed(2)} s`);
+        console.log(`${name}: ${(statSync(file).size / 1e6).toFixed(2)} MB, opened in ${seconds.toFixed(2)} s of CPU time`);
         assert.equal(await page.$("#problem"), null, "the page says that it cannot be shown");
         assert.equal(await page.textContent("#verdict"), json.pass ? "PASS" : "FAIL");
         assert.equal(await text(page, "steps"), String(json.steps));
@@ -128,10 +128,7 @@ describe("pages of traces", {skip: leftOut("models")}, () => {
         assert.equal(made.json.layers, 5);
         assert.equal(made.json.records.at(-1).n_kv, 1280);
         assert.ok(made.bytes <= 5e6, `${made.bytes} bytes`);
-        // The first try pays for a cold file cache and browser, and other programs run at the same time.
-        const seconds = [];
-        for (let i = 0; i < 3 && !(seconds.at(-1) < 2); ++i) await withPage(made.page, async (page, opened) => seconds.push(opened.seconds));
-        assert.ok(seconds.at(-1) < 2, `opened in ${seconds.join(", ")} s`);
+        await withPage(made.page, async (page, {seconds}) => assert.ok(seconds > 0 && seconds < 2, `opened in ${seconds} s`));
         await tour("large", made, async (page) => {
             assert.equal(await text(page, "details"), "130 of 130");
             // The table by layer is that of the JSON.
