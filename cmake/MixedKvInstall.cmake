@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 
 set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/mixed_kv")
 
-if(TARGET mixed_kv_core AND NOT MIXED_KV_PREBUILT_CORE)
+if(TARGET mixed_kv_core AND NOT MIXED_KV_PREBUILT)
     # EXPORT_NAME makes the installed target mixed_kv::mixed_kv, the alias of this tree.
     set_target_properties(mixed_kv_core PROPERTIES EXPORT_NAME mixed_kv)
     target_compile_features(mixed_kv_core PUBLIC cxx_std_20) # the public headers use it

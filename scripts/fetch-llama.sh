@@ -33,21 +33,23 @@ for version in "$@"; do
     folder=.deps/versions/$version
     packages="node-llama-cpp@$version"
     [ -n "$source_only" ] || packages="$packages @node-llama-cpp/linux-x64@$version"
-    if [ "$(cat "$folder/ready" 2>/dev/null)" != all ] && [ "$(cat "$folder/ready" 2>/dev/null)" != "${source_only:+source}" ]; then
-        echo "fetch-llama: fetching node-llama-cpp $version from npm"
-        rm -rf "$folder"
-        mkdir -p "$folder"
-        echo '{"private": true}' >"$folder/package.json"
-        # shellcheck disable=SC2086 # two packages
-        (cd "$folder" && npm install --save-exact --omit=optional --ignore-scripts --no-audit --no-fund --prefer-offline \
-            --fetch-retries=3 --omit-lockfile-registry-resolved $packages >npm.log 2>&1) ||
-            fail "npm install $packages failed (no network?); details in $folder/npm.log"
-        [ "$(installed "$folder" node-llama-cpp)" = "$client" ] ||
-            fail "node-llama-cpp $version has another checksum than scripts/llama-releases.txt says"
-        [ -n "$source_only" ] || [ "$(installed "$folder" @node-llama-cpp/linux-x64)" = "$libraries" ] ||
-            fail "@node-llama-cpp/linux-x64 $version has another checksum than scripts/llama-releases.txt says"
-        git -c advice.detachedHead=false clone -q "$folder/node_modules/node-llama-cpp/llama/gitRelease.bundle" \
-            "$folder/src" 2>>"$folder/npm.log" || fail "cannot unpack the source of $version; details in $folder/npm.log"
-        if [ -n "$source_only" ]; then echo source; else echo all; fi >"$folder/ready"
-    fi
+    case "$(cat "$folder/ready" 2>/dev/null)" in
+        all) continue ;;
+        source) [ -z "$source_only" ] || continue ;;
+    esac
+    echo "fetch-llama: fetching node-llama-cpp $version from npm"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    echo '{"private": true}' >"$folder/package.json"
+    # shellcheck disable=SC2086 # two packages
+    (cd "$folder" && npm install --save-exact --omit=optional --ignore-scripts --no-audit --no-fund --prefer-offline \
+        --fetch-retries=3 --omit-lockfile-registry-resolved $packages >npm.log 2>&1) ||
+        fail "npm install $packages failed (no network?); details in $folder/npm.log"
+    [ "$(installed "$folder" node-llama-cpp)" = "$client" ] ||
+        fail "node-llama-cpp $version has another checksum than scripts/llama-releases.txt says"
+    [ -n "$source_only" ] || [ "$(installed "$folder" @node-llama-cpp/linux-x64)" = "$libraries" ] ||
+        fail "@node-llama-cpp/linux-x64 $version has another checksum than scripts/llama-releases.txt says"
+    git -c advice.detachedHead=false clone -q "$folder/node_modules/node-llama-cpp/llama/gitRelease.bundle" \
+        "$folder/src" 2>>"$folder/npm.log" || fail "cannot unpack the source of $version; details in $folder/npm.log"
+    if [ -n "$source_only" ]; then echo source; else echo all; fi >"$folder/ready"
 done

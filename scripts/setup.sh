@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh          all of it
 #   scripts/setup.sh build    what the plugin and the tools need, without the tests' packages
+#   scripts/setup.sh package  that, and what scripts/package.sh needs
 #   scripts/setup.sh arm64    that, and what scripts/test-arm64.sh needs
 #   scripts/setup.sh browser  all of it, and the browser that the tests of HTML reports need (300 MB)
 #
@@ -24,9 +25,10 @@ fail() {
 case "${1:-test}" in
     build) groups="build" ;;
     arm64) groups="build arm64" ;;
+    package) groups="build package" ;;
     browser) groups="build test browser" ;;
     test) groups="build test" ;;
-    *) fail "unknown argument '$1': expected nothing, 'build', 'arm64' or 'browser'" ;;
+    *) fail "unknown argument '$1': expected nothing, 'build', 'package', 'arm64' or 'browser'" ;;
 esac
 
 [ "$(uname -s)" = Linux ] || fail "needs Linux, this is $(uname -s)"

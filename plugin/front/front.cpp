@@ -77,13 +77,10 @@ ggml_backend_reg* choose(const void* caller, std::string& line) {
                 supported += (supported.empty() ? "" : " and ") + std::string(variant->interface());
         }
     }
-    if (!supported.empty()) {
-        line = decline_line(why, supported);
-    } else {
-        line = decline_line((faults.empty() ? "there is no plugin in " + folder.string() : faults) +
-                                ": install the package again",
-                            "");
-    }
+    if (faults.empty() && supported.empty()) faults = "there is no plugin in " + folder.string();
+    if (!faults.empty()) faults += ": install the package again";
+    line = supported.empty() ? decline_line(faults, "")
+                             : decline_line(why, supported) + (faults.empty() ? "" : "; " + faults);
     return nullptr;
 }
 

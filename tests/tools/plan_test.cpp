@@ -50,8 +50,9 @@ TEST(DoctorPlan, AgreesWithThePluginAboutTheCache) {
     ASSERT_EQ(planned.exit_status, 0) << planned.out << planned.err;
     const CommandResult made = run_tool("mixed-kv-doctor", {"-m", random_model(), "-c", "65536", "--json"});
     ASSERT_EQ(made.exit_status, 0) << made.out << made.err;
+    const nlohmann::json facts_made = made.json();
     double mixed = 0, f16 = 0;
-    for (const auto& line : made.json().at("model").at("report")) {
+    for (const auto& line : facts_made.at("model").at("report")) {
         const auto text = line.get<std::string>();
         const auto at = text.find("at full length, ");
         if (at == std::string::npos) continue;
@@ -128,7 +129,7 @@ TEST(DoctorPlan, OtherFilesAndSettingsThatAreWrong) {
     const CommandResult setting = plan(kMachines, {}, {{"GGML_MIXED_KV_K", "q77"}});
     EXPECT_EQ(setting.exit_status, 1);
     ASSERT_EQ(setting.err_lines().size(), 1U) << setting.err;
-    EXPECT_NE(setting.err.find("GGML_MIXED_KV_K=q77"), std::string::npos) << setting.err;
+    EXPECT_NE(setting.err.find("GGML_MIXED_KV_K='q77'"), std::string::npos) << setting.err;
 }
 
 TEST(DoctorPlan, OptionsThatNeedEachOther) {

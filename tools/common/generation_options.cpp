@@ -68,10 +68,12 @@ void GenerationOptions::add_to(CommandLine& command, GenerationArguments& argume
                 "flash attention, alone it means on; without it nothing is mixed")
         .one_of({"auto", "on", "off"})
         .alone("on");
+    llama_.add_to(command);
     cache_.add_to(command);
 }
 
 void GenerationOptions::finish(GenerationArguments& arguments) const {
+    llama_.use();
     if (prompt_.has_value() == prompt_file_.has_value()) {
         throw UsageError(prompt_ ? "give -p TEXT or -f FILE, not both"
                                  : "no prompt: give -p TEXT or -f FILE");

@@ -7,6 +7,7 @@
 #include "common/cache_options.h"
 #include "common/command_line.h"
 #include "common/llama_handles.h"
+#include "common/llama_option.h"
 
 namespace mixed_kv::tools {
 
@@ -27,9 +28,9 @@ class GenerationOptions {
   public:
     // The arguments' values are the defaults. layers_help: what -ngl means to the program.
     void add_to(CommandLine& command, GenerationArguments& arguments, const std::string& layers_help);
-    // After parsing: reads the prompt, and exports the cache's settings to the environment. Throws
-    // UsageError, std::runtime_error for a prompt file that cannot be read, and mixed_kv::Error for a
-    // setting.
+    // After parsing: takes the llama.cpp that was asked for, reads the prompt, and exports the cache's
+    // settings to the environment. Throws UsageError, std::runtime_error for a prompt file that cannot be
+    // read, and mixed_kv::Error for a setting.
     void finish(GenerationArguments& arguments) const;
 
   private:
@@ -38,6 +39,7 @@ class GenerationOptions {
     std::optional<int> threads_, threads_batch_;
     std::optional<std::uint32_t> seed_;
     CacheOptions cache_;
+    LlamaOption llama_;
 };
 
 // A cache type of llama.cpp that an option names. Throws UsageError.

@@ -6,6 +6,7 @@
 
 #include "common/command_line.h"
 #include "common/cpu_topology.h"
+#include "common/llama_option.h"
 #include "common/run_tool.h"
 #include "kernels/contract.h"
 #include "mixed_kv/cold_format.h"
@@ -47,6 +48,7 @@ struct Texts {
     std::string isa, html;
     std::optional<int> threads;
     bool json = false, csv = false, markdown = false;
+    LlamaOption llama;
 };
 
 void add_common(CommandLine& command, BenchArguments& bench, Texts& texts) {
@@ -63,6 +65,7 @@ void add_common(CommandLine& command, BenchArguments& bench, Texts& texts) {
         .option("--host-placements", bench.host_placements,
                 "How often the host's caches are created, in other memory each time; the fastest counts")
         .range(1, kMaxPlacements);
+    texts.llama.add_to(command);
     command.flag("--json", texts.json, "Print one JSON object");
     command.flag("--csv", texts.csv, "Print CSV");
     command.flag("--md", texts.markdown, "Print Markdown tables");
@@ -141,6 +144,7 @@ void check_sequences(const BenchArguments& bench) {
 }
 
 void finish_common(BenchArguments& bench, const Texts& texts) {
+    texts.llama.use();
     if (int(texts.json) + int(texts.csv) + int(texts.markdown) > 1)
         throw UsageError("give one of --json, --csv and --md");
     bench.output = texts.json       ? OutputFormat::json

@@ -48,6 +48,9 @@ std::optional<Plugin> examine_installation(Diagnosis& diagnosis);
 // loaded into this process. Throws std::runtime_error when there is nothing to look at.
 void examine_llama(const std::string& installation, Diagnosis& diagnosis);
 
+// The same in brief for every installation that is found in the usual places.
+void examine_installed_llamas(Diagnosis& diagnosis);
+
 struct ModelQuestion {
     std::string path;
     std::uint32_t n_ctx = 0;  // 0: as long as the model was trained for

@@ -5,6 +5,7 @@
 #include "common/command_line.h"
 #include "common/generation_options.h"
 #include "common/llama_log.h"
+#include "common/llama_option.h"
 #include "common/run_tool.h"
 #include "mixed-kv-doctor/examine.h"
 #include "mixed-kv-doctor/plan/examine_plan.h"
@@ -73,7 +74,7 @@ void check_plan_options(bool plan, const std::string& machines, const std::optio
 int run(int argc, char** argv) {
     ModelQuestion question;
     std::string type_k = "f16", type_v = "f16", llama, machines;
-    bool json = false, verbose = false, plan = false;
+    bool find = false, json = false, verbose = false, plan = false;
     std::optional<int> sequences;
     CacheOptions cache;
     CommandLine command("mixed-kv-doctor",
@@ -84,6 +85,8 @@ int run(int argc, char** argv) {
             "Another llama.cpp instead of the one of this program: which ggml it has, and whether the plugin "
             "fits it")
         .value_name("FOLDER");
+    command.flag("--find", find,
+                 "Look for installations of llama.cpp, and say which of them the plugin fits");
     command.option("-m,--model", question.path, "GGUF model: what would its cache be?").value_name("FILE");
     command.option("-c,--ctx-size", question.n_ctx,
                    "Context in tokens; 0: as long as the model was trained for");
@@ -100,14 +103,17 @@ int run(int argc, char** argv) {
     command.flag("--json", json, "Print one JSON object");
     command.flag("-v,--verbose", verbose, "Show llama.cpp's log");
     if (!command.parse(argc, argv)) return kExitOk;
-    if (!llama.empty() && !question.path.empty()) {
-        throw UsageError("--llama and -m: a model is tried with the llama.cpp of this program only");
+    if ((find || !llama.empty()) && !question.path.empty()) {
+        throw UsageError(
+            "--llama and --find go without -m: a model is tried with the llama.cpp of this program only");
     }
     check_plan_options(plan, machines, sequences, question.path, llama);
+    if (find && !llama.empty()) throw UsageError("--llama and --find exclude each other");
     question.type_k = parse_cache_type("-ctk", type_k);
     question.type_v = parse_cache_type("-ctv", type_v);
     cache.export_all();
 
+    if (!find && llama.empty()) LlamaOption().use();
     capture_log(verbose ? LogDisplay::everything : LogDisplay::nothing);
     Diagnosis diagnosis;
     if (plan) {
@@ -115,10 +121,12 @@ int run(int argc, char** argv) {
         return print(diagnosis, json, true);
     }
     std::optional<Plugin> plugin;
-    if (llama.empty()) {
-        plugin = examine_installation(diagnosis);
-    } else {
+    if (find) {
+        examine_installed_llamas(diagnosis);
+    } else if (!llama.empty()) {
         examine_llama(llama, diagnosis);
+    } else {
+        plugin = examine_installation(diagnosis);
     }
     if (!question.path.empty()) {
         try {

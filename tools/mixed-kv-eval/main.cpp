@@ -9,6 +9,7 @@
 #include "common/backends.h"
 #include "common/command_line.h"
 #include "common/llama_log.h"
+#include "common/llama_option.h"
 #include "common/run_tool.h"
 #include "common/text_file.h"
 #include "eval_scripts.h"
@@ -89,9 +90,12 @@ int run(int argc, char** argv) {
         .option("--resume", options.progress_path,
                 "File that keeps the results by configuration and context; what it holds is not run again")
         .value_name("FILE");
+    LlamaOption llama;
+    llama.add_to(command);
     command.flag("--json", json, "Print one JSON object");
     command.flag("--csv", csv, "Print CSV");
     if (!command.parse(argc, argv)) return kExitOk;
+    llama.use();
 
     if (!model_path.empty() && !calibrated_model.empty()) {
         throw UsageError("-m and --calibrate exclude each other");

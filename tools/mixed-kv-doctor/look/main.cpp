@@ -79,7 +79,9 @@ nlohmann::ordered_json look(const fs::path& folder, const std::string& plugin) {
         throw Fault{"half of an installation: " + (base_file.empty() ? ggml_file : base_file) + " without " +
                     (base_file.empty() ? "libggml-base" : "libggml")};
     }
-    nlohmann::ordered_json facts = {{"library", base_file}};
+    nlohmann::ordered_json facts = {{"library", base_file},
+                                    {"ggml_library", ggml_file},
+                                    {"llama_library", find_library(folder, "llama")}};
     // The base first: wherever libggml would look for it, it gets the one of its folder.
     void* base = open(base_file);
     void* ggml = open(ggml_file);
