@@ -252,7 +252,7 @@ class Record:
         return np.concatenate(cells), self.versions(kind)[np.concatenate(ids)]
 
     def cold_pages(self, kind):
-        """(first cell, held, rotation, blocks uint8 [n_head_kv][block_bytes]) of every page."""
+        """(first cell, held, coding, blocks uint8 [n_head_kv][block_bytes]) of every page."""
         if not self.mixed:
             return
         if self.compact:
@@ -267,12 +267,13 @@ class Record:
     def dense(self, kind, head_dim, format_index, rotation_block):
         """K or V as float64 [n_stream * n_kv][n_head_kv][head_dim]."""
         dense = np.zeros((self.n_stream * self.n_kv, self.n_head_kv, head_dim))
-        for first, held_bits, rotation, blocks in self.cold_pages(kind):
-            bits = int(self.gguf.keys["mixed_kv.trace.strings"][format_index][1:])  # "q4"
+        for first, held_bits, coding, blocks in self.cold_pages(kind):
+            formats = self.gguf.keys["mixed_kv.trace.strings"][format_index].split()  # "q4", or "q8 q4 q3"
+            bits = int(formats[coding // 64][1:])
             held = np.array([t for t in range(PAGE) if held_bits >> t & 1], int)
             for head, block in enumerate(blocks):
                 rows = decode_block(np.ascontiguousarray(block), bits, kind == "k", head_dim, rotation_block)
-                dense[first + held, head] = rows[(held - rotation) % PAGE]
+                dense[first + held, head] = rows[(held - coding % 64) % PAGE]
         cells, rows = self.exact_rows(kind)
         if len(cells):
             dense[cells] = rows

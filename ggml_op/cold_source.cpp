@@ -178,6 +178,7 @@ void CachePages::lay_out(const char* name, const Shape& shape, const ggml_tensor
         page.first.data = cold_.data() + i * cold_bytes;
         page.first.cells = ~page.overlay;
         page.first.format = static_cast<std::uint8_t>(layout_.format_index);
+        page.first.head_bytes = static_cast<std::uint32_t>(layout_.block_bytes);
     }
     row_targets_.clear();
     for (const std::int64_t cell : row_cell) {

@@ -54,13 +54,17 @@ struct Batch::Attention {
 // The three nodes, and the graphs made of them.
 struct Batch::Graphs {
     explicit Graphs(Batch* batch)
-        : store(store_node, batch), attend(attend_node, batch), merge(merge_node, batch) {
+        : store(store_node, batch),
+          attend(attend_node, batch),
+          merge(merge_node, batch),
+          step(step_node, batch) {
+        step_only.add(step.get());
         store_only.add(store.get());
         for (CustomNode* node : {&attend, &merge}) attend_only.add(node->get());
         for (CustomNode* node : {&store, &attend, &merge}) all.add(node->get());
     }
-    CustomNode store, attend, merge;
-    Graph store_only{1}, attend_only{2}, all{3};
+    CustomNode store, attend, merge, step;
+    Graph store_only{1}, attend_only{2}, all{3}, step_only{1};
 };
 
 Batch::Batch(const kernels::KernelSet& kernels, HostCpu& cpu)
@@ -72,7 +76,8 @@ bool Batch::can_write(const KvBuffer& buffer, const KvEntry& entry) const noexce
     if (empty()) return true;
     // A write after an attention of the same batch would change pages that its plan reads.
     return buffer_ == &buffer && n_attentions_ == 0 &&
-           std::find(writes_.begin(), writes_.end(), entry.tensor.get()) == writes_.end();
+           std::none_of(writes_.begin(), writes_.end(),
+                        [&](const Write& write) { return write.tensor == entry.tensor.get(); });
 }
 
 bool Batch::can_attend(const KvBuffer& buffer) const noexcept { return empty() || buffer_ == &buffer; }
@@ -81,14 +86,16 @@ void Batch::lock(KvBuffer& buffer) {
     if (buffer_ == &buffer) return;
     buffer_ = &buffer;
     lock_ = std::unique_lock<std::recursive_mutex>(buffer.mutex);
+    keep_budget();
 }
 
 void Batch::add_write(const CacheWrite& write, const std::vector<std::int64_t>& cells) {
     lock(*write.buffer);
     KvTensor& tensor = *write.entry->tensor;
     writes_.reserve(writes_.size() + 1);
+    write.buffer->reserve_due(writes_.size() + 1);
     tensor.begin_write(cells, write.rows);
-    writes_.push_back(&tensor);
+    writes_.push_back({&tensor, std::int64_t(cells.size())});
     n_jobs_ += tensor.n_jobs();
     work_ += kStoreWork * double(cells.size()) * double(write.row_elements);
     if (tensor.n_jobs() > 2) work_ += kSerialWork;  // freezing
@@ -127,7 +134,7 @@ void Batch::add_queries(const CacheAttention& attention, const QueryGroups::Grou
 void Batch::store(int) noexcept {
     for (int job = next_job_.fetch_add(1); job < n_jobs_; job = next_job_.fetch_add(1)) {
         int local = job;
-        for (KvTensor* tensor : writes_) {
+        for (const auto& [tensor, n_rows] : writes_) {
             if (local < tensor->n_jobs()) {
                 tensor->run_job(local);
                 break;
@@ -176,7 +183,10 @@ ggml_status Batch::run() {
 }
 
 void Batch::finish() noexcept {
-    for (KvTensor* tensor : writes_) tensor->end_write();
+    for (const Write& write : writes_) {
+        write.tensor->end_write();
+        buffer_->note_due(*write.tensor, write.n_rows);
+    }
     writes_.clear();
     n_attentions_ = 0;
     n_jobs_ = 0;
@@ -184,6 +194,28 @@ void Batch::finish() noexcept {
     buffer_ = nullptr;
     lock_ = {};
 }
+
+// What the layer before holds beyond its part of a budget steps down, before this one's rows come.
+void Batch::keep_budget() noexcept {
+    const auto on_host_threads = [this](std::size_t n, const std::function<void(std::size_t)>& job) {
+        step_job_ = &job;
+        n_step_jobs_ = n;
+        next_step_job_ = 0;
+        try {
+            if (cpu_.n_threads() > 1) cpu_.compute(graphs_->step_only.get(), false);
+        } catch (...) {
+        }
+        step(0);  // does nothing unless the host could not run the graph, or has one thread
+    };
+    buffer_->keep_budget(on_host_threads);
+}
+
+void Batch::step(int) noexcept {
+    for (auto i = next_step_job_.fetch_add(1); i < n_step_jobs_; i = next_step_job_.fetch_add(1))
+        (*step_job_)(i);
+}
+
+void Batch::step_node(int thread, void* batch) { static_cast<Batch*>(batch)->step(thread); }
 
 void Batch::abandon() noexcept {
     next_job_ = 0;

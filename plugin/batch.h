@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -47,6 +48,9 @@ class Batch {
     void add_queries(const CacheAttention& attention, const QueryGroups::Group& queries);
     void store(int thread) noexcept;
     void finish() noexcept;
+    void keep_budget() noexcept;
+    void step(int thread) noexcept;
+    static void step_node(int thread, void* batch);
     static void store_node(int thread, void* batch);
     static void attend_node(int thread, void* batch);
     static void merge_node(int thread, void* batch);
@@ -55,7 +59,14 @@ class Batch {
     HostCpu& cpu_;
     KvBuffer* buffer_ = nullptr;
     std::unique_lock<std::recursive_mutex> lock_;
-    std::vector<KvTensor*> writes_;
+    struct Write {
+        KvTensor* tensor;
+        std::int64_t n_rows;
+    };
+    std::vector<Write> writes_;
+    const std::function<void(std::size_t)>* step_job_ = nullptr;
+    std::size_t n_step_jobs_ = 0;
+    std::atomic<std::size_t> next_step_job_{0};
     std::atomic<int> next_job_{0};
     int n_jobs_ = 0;
     std::shared_ptr<ThreadScratch> scratch_ = std::make_shared<ThreadScratch>();

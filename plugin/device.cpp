@@ -47,8 +47,8 @@ void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
         }
         const double factor = f16_equivalent(now);
         *free = size_t(double(memory_for_caches(*free, now)) * factor);
-        *total = size_t(double(now.limit_mb == 0 ? *total : std::min(*total, size_t(now.limit_mb) << 20)) *
-                        factor);
+        const double limit = now.budget ? now.budget.bytes(double(*total)) : now.limit_mb * 1048576.0;
+        *total = size_t((limit == 0 ? double(*total) : std::min(double(*total), limit)) * factor);
     } catch (const std::exception&) {  // refused settings: no context will be created
     }
 }

@@ -21,6 +21,9 @@ constexpr double kKept = 1024 * kMiB;
 // A little above what records really take (docs/memory.md), so that what is chosen here passes the limit.
 constexpr double kRecordsPerPage = 48, kRecordsPerTensor = 2048, kTrackerPerCell = 10, kTrackerPerPage = 64;
 
+// What a budget sets aside for graphs of 512 rows (budget.cpp).
+constexpr double kPagesAtWork = 26;
+
 struct Counted {
     StoredTensor tensor;
     int layer;
@@ -45,6 +48,7 @@ struct Size {
 };
 Size size_of(const std::vector<Counted>& counted, const Settings& settings, std::int64_t n) {
     Size size;
+    double largest_page = 0;
     std::map<std::pair<std::int64_t, int>, bool> trackers;
     for (Counted item : counted) {
         StoredTensor& tensor = item.tensor;
@@ -54,9 +58,15 @@ Size size_of(const std::vector<Counted>& counted, const Settings& settings, std:
         size.taken += expected_memory(tensor, settings, tensor.n_cells).total();
         if (!tensor.mixed) continue;
         size.taken += kRecordsPerTensor + kRecordsPerPage * pages;
+        if (settings.budget) {
+            const double page = double(tensor.row_bytes) * kPageTokens;
+            size.taken += page;
+            largest_page = std::max(largest_page, page);
+        }
         if (trackers.emplace(std::pair(tensor.n_cells, tensor.n_stream), true).second)
             size.taken += kTrackerPerCell * cells + kTrackerPerPage * pages;
     }
+    size.taken += kPagesAtWork * largest_page;
     return size;
 }
 

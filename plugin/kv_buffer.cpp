@@ -45,6 +45,12 @@ KvBuffer::~KvBuffer() {
     say_goodbye();
     Report::instance().remove(this);
     entries_.clear();
+    if (settings_.budget) {
+        try {
+            Report::instance().share_budgets();
+        } catch (const std::exception&) {  // no memory: the others keep what they have
+        }
+    }
     munmap(base_, mapped_);
 }
 
@@ -128,8 +134,26 @@ void KvBuffer::make_tensor(KvEntry& entry, int row_elements) {
     config.arena = &arena_;
     config.tracker = entry.tracker;
     config.parallel = run_on_all_processors;
+    if (settings_.budget) {
+        config.ladder = settings_.ladder;
+        config.format = settings_.ladder.front();
+    }
     if (entry.tensor != nullptr && entry.tensor->config().format == config.format) return;
     entry.tensor = std::make_unique<KvTensor>(config);
+}
+
+void KvBuffer::note_due(KvTensor& tensor, std::int64_t n_rows) noexcept {
+    if (tensor.has_ladder() && due_.size() < due_.capacity()) due_.push_back({&tensor, n_rows});
+}
+
+void KvBuffer::keep_budget(const KvTensor::Parallel& parallel) noexcept {
+    for (const Due& due : due_) due.tensor->keep_allowance(due.n_rows, parallel);
+    due_.clear();
+}
+
+void KvBuffer::take_offered_heads(KvEntry& entry) {
+    if (settings_.budget && !entry.tensor->head_shape_known() && entry.offered.n_head > 0)
+        (void)entry.tensor->set_head_shape(entry.offered);
 }
 
 void KvBuffer::write(ggml_tensor* tensor, const void* data, std::size_t offset, std::size_t size) {
@@ -137,6 +161,8 @@ void KvBuffer::write(ggml_tensor* tensor, const void* data, std::size_t offset, 
     if (entry == nullptr || !entry->mixed()) {
         std::memcpy(static_cast<std::byte*>(tensor->data) + offset, data, size);
     } else {
+        keep_budget();
+        take_offered_heads(*entry);
         entry->tensor->write_bytes(offset_in(*entry, tensor, offset), data, size);
     }
 }
@@ -176,6 +202,8 @@ bool KvBuffer::copy(const ggml_tensor* from, ggml_tensor* to) {
             const auto from_cell = std::int64_t(from_offset / a->row_bytes);
             const auto to_cell = std::int64_t(to_offset / a->row_bytes);
             const auto n = std::int64_t(size / a->row_bytes);
+            keep_budget();
+            take_offered_heads(*b);
             b->tensor->copy_rows(*a->tensor, from_cell, to_cell, n);
             return true;
         }

@@ -30,9 +30,10 @@ struct KvEntry {
     WindowTracker* tracker = nullptr;
     std::string reason;  // why this tensor is not mixed; empty while it is
     // What the graphs that the host reserves show, for reports before the first compute:
-    HeadShape offered;         // heads of a row
-    std::string expected_pin;  // why this tensor will be pinned; empty when it will not
-    bool attended = false;     // our attention has read it
+    HeadShape offered;           // heads of a row
+    std::string expected_pin;    // why this tensor will be pinned; empty when it will not
+    bool attended = false;       // our attention has read it
+    std::int64_t most_rows = 0;  // that one graph writes
     std::uint64_t written_epoch = 0;
 
     std::size_t size_bytes() const noexcept {
@@ -95,6 +96,16 @@ class KvBuffer {
     };
     Totals totals() const;
 
+    // Rows that a graph has written: what their tensor holds beyond its part of a budget steps down before
+    // anything else is done to the cache, but not before: until then pages are as the graph's attention read
+    // them. noexcept after reserve_due().
+    void reserve_due(std::size_t n) { due_.reserve(due_.size() + n); }
+    void note_due(KvTensor& tensor, std::int64_t n_rows) noexcept;
+    void keep_budget(const KvTensor::Parallel& parallel = {}) noexcept;
+    // Host rows are about to come, perhaps before the first graph: under a budget they must not have to stay
+    // in FP16 until then.
+    void take_offered_heads(KvEntry& entry);
+
     // With GGML_MIXED_KV_VERBOSE >= 1: what the cache held and did, when it is freed.
     void say_goodbye() const;
 
@@ -127,6 +138,11 @@ class KvBuffer {
     int n_host_tensors_ = 0;                         // K and V of the same cache in the host's memory
     std::vector<std::string> pin_reasons_;           // said already
     bool announced_ = false;
+    struct Due {
+        KvTensor* tensor;
+        std::int64_t n_rows;
+    };
+    std::vector<Due> due_;
     std::set<int> offered_layers_, attended_layers_;
     bool placement_reported_ = false;
 };

@@ -45,9 +45,21 @@ void check_limit(const KvBuffer& kv) {
     throw Error(line);
 }
 
+// As the host's CPU buffers. llama.cpp lays out a state on the device anew in the buffer of the one before
+// when the number of bytes is the same, whatever pieces they come in: more padding than there was aborts the
+// host.
+constexpr std::size_t kAlignment = 32;
+
+// Whether a tensor ends where its buffer does: tensors are laid out one after the other, so all are known
+// now. What the budget leaves for them can be said only then.
+bool is_last(const KvBuffer& kv, const ggml_tensor* tensor) {
+    const auto* end = static_cast<const std::byte*>(tensor->data) + ggml_nbytes(tensor);
+    return end + kAlignment > kv.base() + kv.size();
+}
+
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     // Graph tensors are initialised on every step; only what lives as long as the buffer can be a cache.
-    if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE) return GGML_STATUS_SUCCESS;
+    if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE || !is_lasting(tensor)) return GGML_STATUS_SUCCESS;
     KvBuffer& kv = get(buffer);
     return at_border("setting up a cache tensor", GGML_STATUS_ALLOC_FAILED, [&] {
         {
@@ -55,6 +67,7 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
             kv.init_tensor(tensor);
         }
         check_limit(kv);
+        if (kv.settings().budget && is_last(kv, tensor)) Report::instance().share_budgets();
         return GGML_STATUS_SUCCESS;
     });
 }
@@ -98,11 +111,6 @@ ggml_backend_buffer_i buffer_interface() {
 }
 
 const char* type_name(ggml_backend_buffer_type_t) { return MIXED_KV_DEVICE_NAME; }
-
-// As the host's CPU buffers. llama.cpp lays out a state on the device anew in the buffer of the one before
-// when the number of bytes is the same, whatever pieces they come in: more padding than there was aborts the
-// host.
-constexpr std::size_t kAlignment = 32;
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     return at_border("no cache", ggml_backend_buffer_t(nullptr), [&] {

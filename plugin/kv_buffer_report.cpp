@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "budget.h"
 #include "kv_buffer.h"
 #include "log.h"
 #include "memory_estimate.h"
@@ -59,6 +60,12 @@ mixed_kv_tensor_info describe_entry(const KvEntry& entry) {
     info.head_dim = shape.head_dim;
     const ColdFormat* format = entry.mixed() ? entry.tensor->config().format : nullptr;
     copy_text(info.format, sizeof info.format, format_name(format));
+    if (entry.mixed()) {
+        std::string ladder;
+        for (const ColdFormat* rung : entry.tensor->config().ladder)
+            ladder.append(ladder.empty() ? "" : " ").append(rung->name);
+        copy_text(info.ladder, sizeof info.ladder, ladder);
+    }
     if (format != nullptr && shape.head_dim > 0)
         info.block_bytes = format->block_bytes(entry.role, shape.head_dim);
     if (entry.tensor != nullptr) {
@@ -92,6 +99,17 @@ std::string KvBuffer::describe() const {
         rest += ", " + std::to_string(n_host_tensors_) +
                 " in llama.cpp's own memory (layers not offloaded: -ngl)";
     char line[512];
+    if (settings_.budget) {
+        std::snprintf(
+            line, sizeof line,
+            "cache of %lld cells x %d stream%s: %d of %d K/V tensors mixed%s, window %d and %d sinks "
+            "per sequence in FP16, budget %s, ladder %s, %.1f MiB for rows (F16: %.1f MiB): %s",
+            static_cast<long long>(n_cells), n_stream, n_stream == 1 ? "" : "s", mixed,
+            int(entries_.size()) + n_host_tensors_, rest.c_str(), settings_.window, settings_.sinks,
+            budget_text(settings_.budget).c_str(), ladder_text(settings_.ladder).c_str(),
+            mib(allowed_bytes(*this)), mib(f16_bytes), fill_text(*this).c_str());
+        return line;
+    }
     std::snprintf(line, sizeof line,
                   "cache of %lld cells x %d stream%s: %d of %d K/V tensors mixed%s, window %d and %d sinks "
                   "per sequence "
@@ -157,6 +175,8 @@ KvBuffer::Totals KvBuffer::totals() const {
         sum.events.freezes += entry->tensor->counters().freezes;
         sum.events.reencodes += entry->tensor->counters().reencodes;
         sum.events.promotions += entry->tensor->counters().promotions;
+        sum.events.steps += entry->tensor->counters().steps;
+        sum.events.steps_again += entry->tensor->counters().steps_again;
     }
     return sum;
 }

@@ -1,6 +1,7 @@
 #include "memory_estimate.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cache/overlay.h"
 #include "report.h"
@@ -59,7 +60,7 @@ TensorMemory expected_memory(const StoredTensor& tensor, const Settings& setting
     return memory;
 }
 
-TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows) {
+StoredTensor stored_tensor(const KvEntry& entry) {
     StoredTensor tensor;
     tensor.role = entry.role;
     tensor.row_bytes = entry.row_bytes;
@@ -67,7 +68,14 @@ TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std
     tensor.n_stream = entry.n_stream;
     tensor.heads = entry.offered;
     tensor.mixed = entry.mixed() && entry.expected_pin.empty();
-    if (tensor.mixed) tensor.format = entry.tensor->config().format;
+    if (!tensor.mixed) return tensor;
+    const KvTensor::Config& config = entry.tensor->config();
+    tensor.format = config.ladder.empty() ? config.format : config.ladder.back();
+    return tensor;
+}
+
+TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows) {
+    const StoredTensor tensor = stored_tensor(entry);
     TensorMemory memory = expected_memory(tensor, settings, n_rows);
     if (tensor.mixed) memory.records = double(entry.tensor->memory().bookkeeping);
     return memory;
@@ -100,8 +108,10 @@ double f16_equivalent(const Settings& settings) {
 }
 
 std::size_t memory_for_caches(std::size_t available, const Settings& settings) {
-    if (settings.limit_mb == 0) return available;
-    const double left = double(settings.limit_mb) * 1024 * 1024 - Report::instance().expected_bytes();
+    const double limit =
+        settings.budget ? settings.budget.bytes(INFINITY) : settings.limit_mb * 1024.0 * 1024.0;
+    if (limit == 0 || limit == INFINITY) return available;
+    const double left = limit - Report::instance().expected_bytes();
     return std::min(available, std::size_t(std::max(0.0, left)));
 }
 

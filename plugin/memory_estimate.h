@@ -28,6 +28,7 @@ struct StoredTensor {
     const ColdFormat* format = nullptr;  // null: exact f16
     bool mixed = true;
 };
+StoredTensor stored_tensor(const KvEntry& entry);  // on the lowest rung, where there is a ladder
 TensorMemory expected_memory(const StoredTensor& tensor, const Settings& settings, std::int64_t n_rows);
 TensorMemory expected_memory(const KvEntry& entry, const Settings& settings, std::int64_t n_rows);
 
@@ -38,8 +39,8 @@ double expected_memory(const KvBuffer& buffer);
 // takes with these settings. For hosts that count caches at their declared F16 size.
 double f16_equivalent(const Settings& settings);
 
-// Bytes that new caches may still take: what the system has, and what GGML_MIXED_KV_LIMIT_MB leaves beside
-// the live caches.
+// Bytes that new caches may still take: what the system has, and what GGML_MIXED_KV_LIMIT_MB, or a budget in
+// MiB, leaves beside the live caches.
 std::size_t memory_for_caches(std::size_t available, const Settings& settings);
 
 }  // namespace mixed_kv::plugin

@@ -17,7 +17,7 @@ extern "C" {
 
 #define MIXED_KV_REG_NAME "mixed-kv"
 #define MIXED_KV_DEVICE_NAME "MixedKV"
-#define MIXED_KV_API_VERSION 3
+#define MIXED_KV_API_VERSION 4
 
 struct ggml_tensor;
 
@@ -30,8 +30,11 @@ struct mixed_kv_counters {
     uint64_t f16_bytes_written;     // what those rows would take in FP16
     uint64_t f16_bytes_declared;    // what the caches would take in FP16 at full length
     uint64_t values_written;        // elements of the live rows
+    uint64_t budget_bytes;          // what budgets leave for pages; 0: no cache has one
     // Events since the plugin was loaded.
     uint64_t freezes, reencodes, promotions, pins;
+    uint64_t steps;        // pages that stepped down the ladder of a budget
+    uint64_t steps_again;  // of these, pages that were in a cold format already
     uint64_t native_ops, delegated_ops, graphs;
     uint32_t n_caches;  // live buffers that hold KV tensors
     uint32_t n_tensors_mixed, n_tensors_pinned, n_tensors_plain;
@@ -52,7 +55,7 @@ struct mixed_kv_block {
     const void* data;  // [n_head][block_bytes]
     uint64_t cells;
     int32_t rotation;
-    int32_t code_bits;  // of its format: "q4" has 4
+    int32_t code_bits;  // of its format: "q4" has 4; under a budget, blocks of a tensor differ
 };
 
 #define MIXED_KV_MAX_BLOCKS 4
@@ -77,8 +80,9 @@ struct mixed_kv_tensor_info {
     char reason[128];                    // why not mixed; empty otherwise
     int64_t n_cells;                     // per stream
     int32_t n_stream, n_head, head_dim;  // heads as attention sees them; n_head 0: not known yet
-    char format[8];                      // "f16", "q4", ...
-    uint64_t block_bytes;                // of one head's cold page
+    char format[8];                      // "f16", "q4", ...; under a budget the widest of its blocks
+    char ladder[24];       // formats under a budget, the widest first: "q8 q4 q3"; empty: no budget
+    uint64_t block_bytes;  // of one head's cold page in `format`
     uint64_t hot_bytes, cold_bytes, overlay_bytes, pinned_bytes;
     uint64_t rows_written;  // live rows of n_head * head_dim values
 };
@@ -109,7 +113,7 @@ struct mixed_kv_api {
     int (*tensor_info)(const struct ggml_tensor* t, struct mixed_kv_tensor_info* out);
     // Changes the settings of caches created from now on, for tools that compare several in one process:
     // "preset=small,window=128,sinks=8,k=q4,v=q4,layers=0,-1:q8,isa=scalar" (also bits=, calibration=,
-    // limit_mb=);
+    // budget=, ladder=, limit_mb=);
     // what is not named takes its default. An empty text returns to the environment's. Returns 1, or 0 with
     // one line in error (at most size bytes) and nothing changed.
     int (*configure)(const char* text, char* error, size_t size);

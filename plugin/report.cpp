@@ -3,9 +3,11 @@
 #include <algorithm>
 
 #include "api.h"
+#include "budget.h"
 #include "kv_buffer.h"
 #include "log.h"
 #include "memory_estimate.h"
+#include "mixed_kv/error.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -33,6 +35,8 @@ void Report::remove(KvBuffer* buffer) {
     retired_freezes_ += events.freezes;
     retired_reencodes_ += events.reencodes;
     retired_promotions_ += events.promotions;
+    retired_steps_ += events.steps;
+    retired_steps_again_ += events.steps_again;
 }
 
 void Report::forget_caches_in_use() noexcept {
@@ -61,6 +65,8 @@ mixed_kv_counters Report::counters() {
     c.freezes = retired_freezes_;
     c.reencodes = retired_reencodes_;
     c.promotions = retired_promotions_;
+    c.steps = retired_steps_;
+    c.steps_again = retired_steps_again_;
     c.pins = pins_;
     c.graphs = graphs_;
     c.native_ops = native_ops_;
@@ -92,8 +98,16 @@ mixed_kv_counters Report::counters() {
         c.freezes += totals.events.freezes;
         c.reencodes += totals.events.reencodes;
         c.promotions += totals.events.promotions;
+        c.steps += totals.events.steps;
+        c.steps_again += totals.events.steps_again;
+        if (buffer->settings().budget) c.budget_bytes += std::uint64_t(allowed_bytes(*buffer));
     }
     return c;
+}
+
+void Report::share_budgets() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    plugin::share_budgets(buffers_);
 }
 
 double Report::expected_bytes() {
@@ -135,10 +149,15 @@ std::vector<mixed_kv_range> Report::ranges() {
 }
 
 void Report::announce_all(bool force) {
-    if (!announce_pending_.load(std::memory_order_relaxed)) return;
+    if (!announce_pending_.load(std::memory_order_relaxed) && !budgets_changed_.exchange(false)) return;
     std::vector<Line> lines;
     {
         std::lock_guard<std::mutex> lock(mutex_);
+        try {
+            plugin::share_budgets(buffers_);  // by heads as they are now known, and rows that a graph writes
+        } catch (const Error& error) {        // the contexts are there: what each may take stays as it is
+            lines.push_back({true, error.what()});
+        }
         bool all = true;
         for (KvBuffer* buffer : buffers_) {
             std::lock_guard<std::recursive_mutex> buffer_lock(buffer->mutex);

@@ -34,6 +34,11 @@ class Report {
     void count_delegated(std::uint64_t n) { delegated_ops_.fetch_add(n, std::memory_order_relaxed); }
 
     mixed_kv_counters counters();
+    // Divides budgets among the live caches (budget.h).
+    void share_budgets();
+    // What depends on how the host uses a cache is known better now: they are divided anew before the next
+    // graph.
+    void note_budgets_changed() noexcept { budgets_changed_ = true; }
     // What all live caches take when full.
     double expected_bytes();
     std::string lines();
@@ -58,8 +63,9 @@ class Report {
     std::vector<KvBuffer*> buffers_;
     std::string lines_;
     std::uint64_t retired_freezes_ = 0, retired_reencodes_ = 0, retired_promotions_ = 0;
+    std::uint64_t retired_steps_ = 0, retired_steps_again_ = 0;
     std::atomic<std::uint64_t> pins_{0}, graphs_{0}, native_ops_{0}, delegated_ops_{0};
-    std::atomic<bool> announce_pending_{false};
+    std::atomic<bool> announce_pending_{false}, budgets_changed_{false};
 };
 
 }  // namespace mixed_kv::plugin

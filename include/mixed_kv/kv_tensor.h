@@ -16,7 +16,9 @@ struct KernelSet;
 }
 namespace cache {
 struct RowClasses;
-}
+struct Step;
+class StepOrder;
+}  // namespace cache
 class PageArena;
 class WindowTracker;
 
@@ -43,6 +45,10 @@ class WindowTracker;
 //   - Rows that a host writes (a restored state) are encoded by 64 in the order in which they come, wherever
 //     page borders are, so that a state that is saved and restored again finds its codes again.
 //
+// With a ladder of formats (Config::ladder) nothing freezes by itself: rows stay in FP16 until step_down() is
+// asked to make room. Pages then step down the ladder, the widest first and of these the oldest; a page that
+// is in blocks already is decoded and encoded once more (docs/adr/0032-a-budget-of-memory.md).
+//
 // When the arena refuses memory, what was asked for throws Error and the tensor is as before (host access: as
 // after the pages done so far). Freezing then waits.
 class KvTensor {
@@ -59,6 +65,9 @@ class KvTensor {
         PageArena* arena = nullptr;        // shared by the tensors of a buffer; outlives them
         WindowTracker* tracker = nullptr;  // shared by the tensors of a cache; null only when format is null
         Parallel parallel = {};            // for host writes; empty: the calling thread does all
+        // Formats that pages step down to, each narrower than the one before; the first is `format`. Empty:
+        // pages freeze to `format` when they leave the window.
+        std::vector<const ColdFormat*> ladder = {};
     };
     explicit KvTensor(const Config& config);  // throws Error for impossible values
     ~KvTensor();
@@ -111,6 +120,27 @@ class KvTensor {
     void commit_shift() noexcept;
     void abandon_shift() noexcept;
 
+    // --- a budget, with a ladder only ----------------------------------------------------------------------
+    // What the pages of this tensor may take, in bytes. Host writes, copies and K-shifts keep to it by
+    // themselves; after a graph's write keep_allowance() does. `at_once`: beyond this nothing waits. Between
+    // the two, a graph of a few rows lets one page step down now and then, by turns: `turn` differs from
+    // tensor to tensor, so that they do not all work at the same token.
+    struct Allowance {
+        std::size_t bytes = SIZE_MAX;
+        std::size_t at_once = SIZE_MAX;
+        unsigned turn = 0;
+    };
+    void set_allowance(const Allowance& allowance) noexcept;  // steps down at once
+    const Allowance& allowance() const noexcept { return allowance_; }
+    // After end_write() of n_rows rows and the attention that reads them.
+    void keep_allowance(std::int64_t n_rows, const Parallel& parallel) noexcept;
+    // Lets at most `most` pages step down until page_bytes() <= bytes. Returns how many did. Not between
+    // begin_write() and end_write(). Memory that runs out ends it early; nothing is lost.
+    int step_down(std::size_t bytes, int most, const Parallel& parallel = {}) noexcept;
+    bool has_ladder() const noexcept { return !config_.ladder.empty(); }
+    // Of the arena's blocks that this tensor holds.
+    std::size_t page_bytes() const noexcept { return page_bytes_; }
+
     // Materialises every row at base in ggml's layout [n_stream * n_cells][row_elements] and stays so for
     // good. base: the tensor's own address, private anonymous memory reserved by the owner, all zero: pages
     // that were never written are not touched.
@@ -129,10 +159,12 @@ class KvTensor {
     };
     Memory memory() const noexcept;
     struct Counters {
-        std::uint64_t freezes = 0;     // hot pages that became cold
-        std::uint64_t reencodes = 0;   // further blocks, of rows written into cold pages
-        std::uint64_t promotions = 0;  // cold pages that became hot
-        std::uint64_t retired = 0;     // blocks whose last rows became exact
+        std::uint64_t freezes = 0;      // hot pages that became cold
+        std::uint64_t reencodes = 0;    // further blocks, of rows written into cold pages
+        std::uint64_t promotions = 0;   // cold pages that became hot
+        std::uint64_t retired = 0;      // blocks whose last rows became exact
+        std::uint64_t steps = 0;        // pages that stepped down, of them
+        std::uint64_t steps_again = 0;  // those that were in blocks already
     };
     const Counters& counters() const noexcept { return counters_; }
     const Config& config() const noexcept { return config_; }
@@ -159,10 +191,19 @@ class KvTensor {
     std::int64_t first_cell_of(std::uint32_t index) const noexcept;  // global
     void check_range(const char* what, std::size_t offset, std::size_t size) const;
 
-    // Rows in FP16 that take the memory of a block.
-    int block_rows() const noexcept {
-        return static_cast<int>((cold_bytes() + layout_.row_bytes() - 1) / layout_.row_bytes());
+    // Of a block, all heads: of this one, of one in a format (index in cold_formats()).
+    std::size_t bytes_of(const PageBlock& block) const noexcept {
+        return std::size_t(block.head_bytes) * std::size_t(layout_.shape.n_head);
     }
+    std::size_t bytes_in(int format) const noexcept;
+    // Rows in FP16 that take the memory of a block.
+    int rows_worth(std::size_t block_bytes) const noexcept {
+        return static_cast<int>((block_bytes + layout_.row_bytes() - 1) / layout_.row_bytes());
+    }
+
+    // The arena's blocks, counted.
+    std::byte* take(std::size_t bytes);
+    void give(std::byte* data, std::size_t bytes) noexcept;
 
     // Storage of one page.
     void release_storage(Page& page) noexcept;
@@ -185,9 +226,14 @@ class KvTensor {
 
     // Freezing (kv_freeze.cpp).
     Change judge(std::uint32_t index);
-    cache::RowClasses classes_of(const Page& page, std::uint64_t cells) const noexcept;
+    void retire_small_blocks(const Page& page, Change& change) const noexcept;
+    cache::RowClasses classes_of(const Page& page, std::uint64_t cells, int min_rows) const noexcept;
+    cache::RowClasses classes_of(const std::vector<fp16_t>& rows, std::uint64_t cells,
+                                 int min_rows) const noexcept;
     void plan_freezes();
-    bool plan_freeze(std::uint32_t index, const Change& change);
+    void lay_out_encodes();
+    void forget_freezes() noexcept;
+    bool plan_freeze(std::uint32_t index, const Change& change, std::vector<fp16_t> rows = {});
     bool encodes_now(std::size_t freeze);
     void release_planned(std::size_t freeze) noexcept;
     void commit_freezes() noexcept;
@@ -195,6 +241,15 @@ class KvTensor {
     bool encode_head(std::size_t freeze, int block, int head, float* scratch) noexcept;
     void finish_freezes() noexcept;
     static constexpr std::uint32_t kNoPage = UINT32_MAX;
+
+    // Steps down the ladder (kv_budget.cpp).
+    cache::StepOrder gather_steps() const;
+    int step_round(std::size_t excess, int most, const Parallel& parallel);
+    bool plan_step(const cache::Step& step, std::size_t& freed);
+    int rung_of(int format) const noexcept;
+    int format_at(int rung) const noexcept;
+    std::size_t stored_bytes(const Page& page) const noexcept;
+    void keep_allowance_now() noexcept;
 
     // Graph writes (kv_write.cpp).
     void gather_touches(std::span<const std::int64_t> cells);
@@ -215,11 +270,13 @@ class KvTensor {
     // Restored rows in groups of 64 (kv_restore.cpp).
     using RowsOfGroup = std::function<const fp16_t*(std::int64_t first_cell)>;
     std::vector<std::int64_t> note_restored(std::int64_t first_cell, std::int64_t n_rows,
-                                            std::int64_t first_whole);
-    void encode_groups(const std::vector<std::int64_t>& groups, const RowsOfGroup& rows_of);
+                                            std::int64_t first_whole, bool encodes);
+    void encode_groups(const std::vector<std::int64_t>& groups, int format, const RowsOfGroup& rows_of);
+    int format_for_restore(std::size_t offset, std::size_t size) const noexcept;
     void encode_stored_groups();
     bool is_in_window(std::int64_t first_cell) const noexcept;
-    bool attach_group(std::int64_t first_cell, std::uint64_t counted, std::byte*& data, const fp16_t* rows);
+    bool attach_group(std::int64_t first_cell, std::uint64_t counted, int format, std::byte*& data,
+                      const fp16_t* rows);
     void attach_block(std::uint32_t index, const PageBlock& block, std::uint64_t exact, const fp16_t* rows);
     bool clone_page(const KvTensor& from, std::uint32_t from_index, std::uint32_t to_index);
 
@@ -247,6 +304,9 @@ class KvTensor {
     std::vector<PageShift> shifts_;  // [n_stream][pages_per_stream_]; empty: no page has any
     PendingTurns turns_;
     Counters counters_;
+    std::size_t page_bytes_ = 0;
+    Allowance allowance_;
+    unsigned n_small_writes_ = 0;
     std::unique_ptr<Work> work_;
     std::unique_ptr<ShiftPlan> shift_plan_;
     std::unique_ptr<Restore> restore_;

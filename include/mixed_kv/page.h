@@ -24,7 +24,7 @@ enum class PageState : std::uint8_t {
     pinned,  // fp16 [64][n_head][head_dim] in ggml's layout, at the tensor's own address
 };
 
-// 64 rows in a cold format, encoded together once and never changed: [n_head][block_bytes]. A page may have
+// 64 rows in a cold format, encoded together once and never changed: [n_head][head_bytes]. A page may have
 // several, of rows that were written at different times, and two neighbouring pages may share one, of rows
 // that a restored state brought at cells which are not those of a page.
 struct PageBlock {
@@ -34,6 +34,7 @@ struct PageBlock {
     std::uint32_t* users = nullptr;  // [2] of a block that pages share: how many do, cells in all; else null
     std::uint8_t rotation = 0;       // cell t of the page is row (t - rotation) mod 64
     std::uint8_t format = 0;         // index in cold_formats()
+    std::uint32_t head_bytes = 0;    // of one head, as the format has it; a multiple of 64
 
     int row_of(int cell) const noexcept { return (cell - rotation) & (kPageTokens - 1); }
 };
@@ -71,8 +72,10 @@ struct Page {
 struct PageLayout {
     HeadShape shape;
     KvRole role = KvRole::key;
-    const ColdFormat* format = nullptr;  // of new blocks; nullptr: there are none
-    int format_index = -1;               // its index in cold_formats()
+    // Of new blocks, the widest of them in a tensor with a budget; nullptr: there are none. What a block is
+    // in, it says itself.
+    const ColdFormat* format = nullptr;
+    int format_index = -1;  // its index in cold_formats()
 
     // Base of one head's rows in a hot or pinned page; of a cold page, of one head in its first block.
     const std::byte* head_data(const Page& page, int head) const noexcept {
@@ -89,7 +92,7 @@ struct PageLayout {
         return nullptr;
     }
     const std::byte* head_data(const PageBlock& block, int head) const noexcept {
-        return block.data + std::size_t(head) * block_bytes;
+        return block.data + std::size_t(head) * block.head_bytes;
     }
     // Bytes from one token's row to the next in a hot or pinned page, 0 in blocks.
     std::ptrdiff_t token_stride_bytes(const Page& page) const noexcept {
@@ -104,7 +107,7 @@ struct PageLayout {
     }
     std::size_t head_bytes() const noexcept { return std::size_t(shape.head_dim) * sizeof(fp16_t); }
     std::size_t row_bytes() const noexcept { return std::size_t(shape.row_elements()) * sizeof(fp16_t); }
-    std::size_t block_bytes = 0;  // one head's cold block
+    std::size_t block_bytes = 0;  // of one head in a block of `format`
 };
 
 // One stream of a K or V tensor, for reading. Valid until the tensor's next write.

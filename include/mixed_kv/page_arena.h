@@ -23,6 +23,8 @@ class PageArena {
 
     // Blocks of this size are kept long and read often: from now on they may get huge pages.
     void expect_lasting(std::size_t bytes);
+    // What a block takes.
+    static constexpr std::size_t block_bytes(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
     // bytes > 0. Contents are unspecified. Throws Error when the system or the limit refuses.
     std::byte* allocate(std::size_t bytes);
     void release(std::byte* block, std::size_t bytes) noexcept;  // bytes as allocated; null does nothing

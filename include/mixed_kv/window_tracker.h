@@ -61,6 +61,10 @@ class WindowTracker {
         return sinks_[static_cast<std::size_t>(stream * pages_per_stream_ + page)];
     }
     std::int64_t n_window_cells(int stream) const noexcept;
+    // Of the page's newest row: pages with a lower one are older. 0: never written.
+    std::uint32_t newest_order(int stream, std::int64_t page) const noexcept {
+        return page_newest_[static_cast<std::size_t>(stream * pages_per_stream_ + page)];
+    }
 
     const Config& config() const noexcept { return config_; }
     // Bytes of bookkeeping.

@@ -6,6 +6,7 @@
 #include "ggml_contract/devices.h"
 #include "ggml_contract/nodes.h"
 #include "host_cpu.h"
+#include "report.h"
 
 namespace mixed_kv::plugin {
 namespace {
@@ -51,9 +52,15 @@ bool uses_placeholder_cache(const ggml_tensor* op) {
 }
 
 // What a graph that the host reserves shows, for reports before the first compute: heads, and tensors that
-// will be pinned. Contexts may share a cache, and tools may be looking at it.
+// will be pinned, and rows per graph. Contexts may share a cache, and tools may be looking at it.
 void learn(const ggml_tensor* op, const Match& match) {
-    if (match.kind == OpKind::attention) {
+    if (match.kind == OpKind::write) {
+        const CacheWrite& write = match.write;
+        const std::lock_guard<std::recursive_mutex> lock(write.buffer->mutex);
+        if (write.entry->most_rows >= write.n_rows) return;
+        write.entry->most_rows = write.n_rows;
+        if (write.buffer->settings().budget) Report::instance().note_budgets_changed();
+    } else if (match.kind == OpKind::attention) {
         const CacheAttention& attention = match.attention;
         const std::lock_guard<std::recursive_mutex> lock(attention.buffer->mutex);
         attention.v->offered = attention.v_heads();

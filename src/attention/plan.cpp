@@ -37,7 +37,7 @@ std::int64_t page_cost(const PageTable& table, std::int64_t page_index, int head
             bytes = std::int64_t(kPageTokens) * head_dim * 2;
             break;
         case PageState::cold:
-            bytes = std::int64_t(table.layout.block_bytes) * page.n_blocks;
+            for (int i = 0; i < page.n_blocks; ++i) bytes += page.block(i).head_bytes;
             // Few pages have an overlay, and a baseline CPU has no instruction that counts bits.
             if (page.overlay != 0)
                 bytes += std::popcount(page.overlay) * std::int64_t(head_dim) * (2 + rows / 2);

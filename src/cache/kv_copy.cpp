@@ -23,8 +23,8 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
     const bool same_shape = layout_.shape == from.layout_.shape && layout_.role == from.layout_.role;
     if (pinned() || from.pinned() || valid_cells(to_index) != from.valid_cells(from_index)) return false;
     if (source.state != PageState::empty && !same_shape) return false;
-    if (source.state == PageState::cold && (layout_.block_bytes != from.layout_.block_bytes || !shape_known_))
-        return false;
+    const bool same_blocks = has_ladder() || layout_.block_bytes == from.layout_.block_bytes;
+    if (source.state == PageState::cold && (!same_blocks || !shape_known_)) return false;
     // Groups name turns of their own tensor.
     if (source.shift_groups != 0 && &from != this) return false;
     Page copy = source;
@@ -41,8 +41,8 @@ bool KvTensor::clone_page(const KvTensor& from, std::uint32_t from_index, std::u
             for (int i = 0; i < source.n_blocks; ++i) {
                 PageBlock block = source.block(i);
                 block.users = nullptr;
-                block.data = config_.arena->allocate(cold_bytes());
-                std::memcpy(block.data, source.block(i).data, cold_bytes());
+                block.data = take(bytes_of(block));
+                std::memcpy(block.data, source.block(i).data, bytes_of(block));
                 copy.block(copy.n_blocks++) = block;
             }
             copy.overlay_rows = allocate_overlay(source.overlay);
@@ -102,6 +102,7 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
         const bool whole_page =
             to % config_.n_cells % kPageTokens == 0 && to + count == page_end(*this, to) &&
             source % from.config_.n_cells % kPageTokens == 0 && source + count == page_end(from, source);
+        keep_allowance_now();
         candidates_.reserve(candidates_.size() + 3);
         if (whole_page && clone_page(from, from.page_of(source), index)) continue;
         rows.resize(static_cast<std::size_t>(count * config_.row_elements));
@@ -115,6 +116,7 @@ void KvTensor::copy_rows(const KvTensor& from, std::int64_t from_cell, std::int6
         }
         write_page_rows(index, in_page, static_cast<int>(count), rows.data(), settled);
     }
+    keep_allowance_now();
 }
 
 void KvTensor::pin(std::byte* base) {

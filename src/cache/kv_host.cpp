@@ -137,6 +137,23 @@ void KvTensor::write_page_rows(std::uint32_t index, int first, int n, const fp16
     if (!pinned()) pages_[index].settled |= settled;
 }
 
+// The format for host rows at these bytes: the widest that leaves everything within what is allowed.
+// Negative: FP16.
+int KvTensor::format_for_restore(std::size_t offset, std::size_t size) const noexcept {
+    if (!has_ladder()) return layout_.format_index;
+    std::size_t taken = page_bytes_;
+    each_page(offset, size, [&](std::uint32_t index, std::size_t, std::size_t, std::size_t n) {
+        if (n == hot_bytes()) taken -= std::min(taken, stored_bytes(pages_[index]));
+    });
+    const std::size_t n_pages = size / hot_bytes();
+    if (taken + (n_pages + 2) * hot_bytes() <= allowance_.bytes) return -1;
+    for (int rung = 1; rung < static_cast<int>(config_.ladder.size()); ++rung) {
+        if (taken + n_pages * bytes_in(format_at(rung)) + 2 * hot_bytes() <= allowance_.bytes)
+            return format_at(rung);
+    }
+    return format_at(static_cast<int>(config_.ladder.size()));
+}
+
 void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t size) {
     check_range("a write", offset, size);
     if (size == 0) return;
@@ -153,7 +170,9 @@ void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t siz
     const auto end_row = static_cast<std::int64_t>((offset + size) / row_bytes);
     const auto* bytes = static_cast<const std::byte*>(data);
     // Whole groups are encoded from where they are, without being stored first.
-    const std::vector<std::int64_t> groups = note_restored(first_done, end_row - first_done, first_row);
+    const int format = format_for_restore(offset, size);
+    const std::vector<std::int64_t> groups =
+        note_restored(first_done, end_row - first_done, first_row, format >= 0);
     std::size_t done = 0;
     for (const std::int64_t group : groups) {
         const std::size_t at = static_cast<std::size_t>(group) * row_bytes - offset;
@@ -161,7 +180,7 @@ void KvTensor::write_bytes(std::size_t offset, const void* data, std::size_t siz
         done = at + kPageTokens * row_bytes;
     }
     store_bytes(offset + done, bytes + done, size - done);
-    encode_groups(groups, [&](std::int64_t group) {
+    encode_groups(groups, format, [&](std::int64_t group) {
         return reinterpret_cast<const fp16_t*>(bytes + static_cast<std::size_t>(group) * row_bytes - offset);
     });
     encode_stored_groups();
@@ -174,6 +193,7 @@ void KvTensor::store_bytes(std::size_t offset, const std::byte* data, std::size_
         const auto first = static_cast<int>(at_page / layout_.row_bytes());
         const auto last = static_cast<int>((at_page + n - 1) / layout_.row_bytes());
         pages_[index].settled |= cell_range(first, last - first + 1);
+        keep_allowance_now();
     });
 }
 
@@ -234,6 +254,7 @@ void KvTensor::fill_bytes(std::size_t offset, std::uint8_t value, std::size_t si
         } else {
             write_page(index, at_page, n, {nullptr, value});
         }
+        keep_allowance_now();
     });
 }
 

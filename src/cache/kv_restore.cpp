@@ -25,17 +25,21 @@ namespace {
 // Groups that are encoded together: enough for all threads, few enough that what is reserved for them beside
 // the cache is small.
 constexpr std::size_t kBatch = 64;
+constexpr std::size_t kBatchInBudget = 16;
 
 }  // namespace
 
 // Tells the tracker, and returns the groups that this write brings whole (rows first_whole .. are complete in
 // it) and that can be encoded now. Others that it completes are kept for encode_stored_groups().
 std::vector<std::int64_t> KvTensor::note_restored(std::int64_t first_cell, std::int64_t n_rows,
-                                                  std::int64_t first_whole) {
+                                                  std::int64_t first_whole, bool encodes) {
     std::vector<std::int64_t> direct;
     const bool continues =
         config_.tracker != nullptr && config_.tracker->on_restore(first_cell, n_rows, this);
-    if (layout_.format == nullptr || !shape_known_) return direct;
+    if (layout_.format == nullptr || !shape_known_ || !encodes) {
+        if (has_ladder()) restore_.reset();
+        return direct;
+    }
     if (!continues || restore_ == nullptr) restore_ = std::make_unique<Restore>();
     Restore& restore = *restore_;
     std::vector<std::int64_t> full = std::move(restore.groups);
@@ -52,7 +56,11 @@ std::vector<std::int64_t> KvTensor::note_restored(std::int64_t first_cell, std::
     }
     for (const std::int64_t group : full) {
         const bool is_whole = group >= first_whole && group + kPageTokens <= first_cell + n_rows;
-        (is_whole && !is_in_window(group) ? direct : restore.groups).push_back(group);
+        if (is_whole && !is_in_window(group)) {
+            direct.push_back(group);
+        } else if (!has_ladder()) {  // else they step down with their pages
+            restore.groups.push_back(group);
+        }
     }
     return direct;
 }
@@ -85,7 +93,7 @@ void KvTensor::encode_stored_groups() {
         rows.resize(batch.size() * group_elements);
         for (std::size_t i = 0; i < batch.size(); ++i)
             read_rows(batch[i], kPageTokens, rows.data() + i * group_elements);
-        encode_groups(batch, [&](std::int64_t group) {
+        encode_groups(batch, layout_.format_index, [&](std::int64_t group) {
             const auto i = std::find(batch.begin(), batch.end(), group) - batch.begin();
             return rows.data() + static_cast<std::size_t>(i) * group_elements;
         });
@@ -93,7 +101,9 @@ void KvTensor::encode_stored_groups() {
 }
 
 // rows_of(group): [64][row_elements], at any address. Groups that cannot be encoded are stored.
-void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const RowsOfGroup& rows_of) {
+void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, int format,
+                             const RowsOfGroup& rows_of) {
+    if (groups.empty()) return;
     struct Group {
         std::int64_t first_cell = 0;
         const fp16_t* rows = nullptr;
@@ -104,18 +114,19 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
     };
     const HeadShape& shape = layout_.shape;
     const bool is_key = layout_.role == KvRole::key;
-    const auto& codec = config_.kernels->formats[layout_.format_index];
-    for (std::size_t first = 0; first < groups.size(); first += kBatch) {
-        std::vector<Group> batch(std::min(groups.size() - first, kBatch));
+    const auto& codec = config_.kernels->formats[format];
+    const std::size_t block_bytes = bytes_in(format), head_bytes = block_bytes / std::size_t(shape.n_head);
+    const std::size_t at_once = has_ladder() ? kBatchInBudget : kBatch;
+    for (std::size_t first = 0; first < groups.size(); first += at_once) {
+        std::vector<Group> batch(std::min(groups.size() - first, at_once));
         const auto release = [&] {
-            for (Group& group : batch)
-                config_.arena->release(std::exchange(group.data, nullptr), cold_bytes());
+            for (Group& group : batch) give(std::exchange(group.data, nullptr), block_bytes);
         };
         try {
             for (std::size_t i = 0; i < batch.size(); ++i) {
                 batch[i].first_cell = groups[first + i];
                 batch[i].rows = rows_of(groups[first + i]);
-                batch[i].data = config_.arena->allocate(cold_bytes());
+                batch[i].data = take(block_bytes);
                 if (reinterpret_cast<std::uintptr_t>(batch[i].rows) % alignof(fp16_t) == 0) continue;
                 batch[i].copy.resize(static_cast<std::size_t>(kPageTokens * config_.row_elements));
                 std::memcpy(batch[i].copy.data(), batch[i].rows, kPageTokens * layout_.row_bytes());
@@ -135,7 +146,7 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
                 sizes.add_rows(shape.n_head, shape.head_dim, [&](int t) {
                     return group.rows + static_cast<std::ptrdiff_t>(t) * config_.row_elements;
                 });
-                const cache::RowClasses classes = sizes.classes(block_rows() + 1, is_key);
+                const cache::RowClasses classes = sizes.classes(rows_worth(block_bytes) + 1, is_key);
                 for (int c = 0; c < classes.n; ++c) {
                     if (std::popcount(classes.cells[c]) > std::popcount(group.counted))
                         group.counted = classes.cells[c];
@@ -144,7 +155,7 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
                 for (int head = 0; head < shape.n_head && !group.refused; ++head) {
                     group.refused = !(is_key ? codec.encode_key : codec.encode_value)(
                         {group.rows + head * shape.head_dim, config_.row_elements, shape.head_dim,
-                         group.counted, group.data + static_cast<std::size_t>(head) * layout_.block_bytes});
+                         group.counted, group.data + static_cast<std::size_t>(head) * head_bytes});
                 }
             };
             if (config_.parallel && batch.size() > 1) {
@@ -153,8 +164,8 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
                 for (std::size_t i = 0; i < batch.size(); ++i) encode(i);
             }
             for (Group& group : batch) {
-                const bool attached =
-                    !group.refused && attach_group(group.first_cell, group.counted, group.data, group.rows);
+                const bool attached = !group.refused && attach_group(group.first_cell, group.counted, format,
+                                                                     group.data, group.rows);
                 if (!attached) {
                     store_bytes(static_cast<std::size_t>(group.first_cell) * layout_.row_bytes(),
                                 reinterpret_cast<const std::byte*>(group.rows),
@@ -166,13 +177,14 @@ void KvTensor::encode_groups(const std::vector<std::int64_t>& groups, const Rows
             throw;
         }
         release();
+        keep_allowance_now();
     }
 }
 
 // Puts a block into the page or the two pages of its cells; rows that it does not hold are stored exactly.
 // False when a page has no room for another block: nothing has changed then.
 // data becomes null as soon as a page has it.
-bool KvTensor::attach_group(std::int64_t first_cell, std::uint64_t counted, std::byte*& data,
+bool KvTensor::attach_group(std::int64_t first_cell, std::uint64_t counted, int format, std::byte*& data,
                             const fp16_t* rows) {
     const auto at = static_cast<int>(first_cell % config_.n_cells % kPageTokens);
     const std::uint32_t first_page = page_of(first_cell);
@@ -195,7 +207,8 @@ bool KvTensor::attach_group(std::int64_t first_cell, std::uint64_t counted, std:
     PageBlock block;
     block.data = data;
     block.rotation = static_cast<std::uint8_t>(at);
-    block.format = static_cast<std::uint8_t>(layout_.format_index);
+    block.format = static_cast<std::uint8_t>(format);
+    block.head_bytes = static_cast<std::uint32_t>(bytes_in(format) / std::size_t(layout_.shape.n_head));
     std::unique_ptr<std::uint32_t[]> users;
     if (parts[0].counted != 0 && parts[1].counted != 0) users.reset(new std::uint32_t[2]{});
     block.users = users.get();
@@ -231,10 +244,9 @@ void KvTensor::attach_block(std::uint32_t index, const PageBlock& block, std::ui
         after.overlay_rows = allocate_overlay(after.overlay);
         copy_exact_rows(page, after, others);
         if (page.state == PageState::hot) {
-            config_.arena->release(page.data, hot_bytes());
+            give(page.data, hot_bytes());
         } else {
-            config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows),
-                                   overlay_bytes(page.overlay));
+            give(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
         }
         page = after;
         drop_block_cells(index, cells);

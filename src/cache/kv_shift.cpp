@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <climits>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -62,8 +63,17 @@ void KvTensor::plan_shift(const KeyShift& shift) {
             plan.rows.resize(hot_bytes() / sizeof(fp16_t));
             plan.floats.resize(scratch_floats());
             plan.thaws.push_back({index, nullptr});
-            plan.thaws.back().hot = allocate_hot();
         }
+        const std::size_t needed = plan.thaws.size() * hot_bytes();
+        if (needed != 0 && has_ladder() && page_bytes_ + needed > allowance_.at_once) {
+            // Pages that step down have no turns left, so that fewer are too many.
+            const std::size_t bytes = allowance_.bytes > needed ? allowance_.bytes - needed : 0;
+            if (step_down(bytes, INT_MAX) > 0) {
+                plan_shift(shift);
+                return;
+            }
+        }
+        for (auto& thaw : plan.thaws) thaw.hot = allocate_hot();
         candidates_.reserve(candidates_.size() + plan.thaws.size());
     } catch (...) {
         abandon_shift();
@@ -125,7 +135,7 @@ bool KvTensor::plan_groups(std::uint32_t index) {
 
 void KvTensor::abandon_shift() noexcept {
     if (shift_plan_ == nullptr) return;
-    for (const auto& thaw : shift_plan_->thaws) config_.arena->release(thaw.hot, hot_bytes());
+    for (const auto& thaw : shift_plan_->thaws) give(thaw.hot, hot_bytes());
     shift_plan_.reset();
 }
 
@@ -147,6 +157,7 @@ void KvTensor::commit_shift() noexcept {
     shifts_ = std::move(plan.shifts);
     turns_ = std::move(plan.turns);
     abandon_shift();
+    keep_allowance_now();
 }
 
 // Turns one dense row. Whether it holds a value that the codec may refuse.

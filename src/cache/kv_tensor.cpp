@@ -57,6 +57,12 @@ KvTensor::KvTensor(const Config& config) : config_(config), work_(std::make_uniq
         layout_.format = config.format;
         layout_.format_index = static_cast<int>(found - formats.begin());
     }
+    const ColdFormat* wider = nullptr;
+    for (const ColdFormat* rung : config.ladder) {
+        if (wider == nullptr ? rung != config.format : rung <= wider)
+            refuse("a ladder begins with the tensor's format and goes down");
+        wider = rung;
+    }
     const auto n_pages = static_cast<std::size_t>(pages_per_stream_ * config.n_stream);
     pages_.resize(n_pages);
     flags_.resize(n_pages);
@@ -97,7 +103,10 @@ bool KvTensor::set_head_shape(HeadShape shape) {
     layout_ = layout;
     shape_known_ = true;
     // Hot pages of a tensor that freezes come and go.
-    config_.arena->expect_lasting(layout_.format != nullptr ? cold_bytes() : hot_bytes());
+    const bool stays_hot = layout_.format == nullptr || has_ladder();
+    config_.arena->expect_lasting(stays_hot ? hot_bytes() : cold_bytes());
+    for (const ColdFormat* rung : config_.ladder)
+        config_.arena->expect_lasting(bytes_in(static_cast<int>(rung - cold_formats().data())));
     return true;
 }
 
@@ -137,10 +146,28 @@ std::size_t KvTensor::overlay_bytes(std::uint64_t cells) const noexcept {
     return static_cast<std::size_t>(overlay_capacity(std::popcount(cells))) * layout_.row_bytes();
 }
 
-std::byte* KvTensor::allocate_hot() { return config_.arena->allocate(hot_bytes()); }
+std::byte* KvTensor::take(std::size_t bytes) {
+    std::byte* data = config_.arena->allocate(bytes);
+    page_bytes_ += PageArena::block_bytes(bytes);
+    return data;
+}
+
+void KvTensor::give(std::byte* data, std::size_t bytes) noexcept {
+    if (data == nullptr) return;
+    config_.arena->release(data, bytes);
+    page_bytes_ -= PageArena::block_bytes(bytes);
+}
+
+std::size_t KvTensor::bytes_in(int format) const noexcept {
+    return cold_formats()[static_cast<std::size_t>(format)].block_bytes(layout_.role,
+                                                                        layout_.shape.head_dim) *
+           static_cast<std::size_t>(layout_.shape.n_head);
+}
+
+std::byte* KvTensor::allocate_hot() { return take(hot_bytes()); }
 
 fp16_t* KvTensor::allocate_overlay(std::uint64_t cells) {
-    return cells == 0 ? nullptr : reinterpret_cast<fp16_t*>(config_.arena->allocate(overlay_bytes(cells)));
+    return cells == 0 ? nullptr : reinterpret_cast<fp16_t*>(take(overlay_bytes(cells)));
 }
 
 void KvTensor::release_block(const PageBlock& block) noexcept {
@@ -149,15 +176,15 @@ void KvTensor::release_block(const PageBlock& block) noexcept {
         if (--block.users[0] > 0) return;
         delete[] block.users;
     }
-    config_.arena->release(block.data, cold_bytes());
+    give(block.data, bytes_of(block));
 }
 
 void KvTensor::release_storage(Page& page) noexcept {
-    if (page.state == PageState::hot) config_.arena->release(page.data, hot_bytes());
+    if (page.state == PageState::hot) give(page.data, hot_bytes());
     if (page.state != PageState::cold) return;
     for (int i = 0; i < page.n_blocks; ++i) release_block(page.block(i));
     delete[] page.more;
-    config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
+    give(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
 }
 
 // The blocks of a cold page no longer answer for these cells; one without any left is released.
@@ -195,6 +222,7 @@ void KvTensor::make_empty(std::uint32_t index) noexcept {
 
 void KvTensor::clear() noexcept {
     candidates_.clear();
+    n_small_writes_ = 0;
     restore_.reset();
     shifts_ = std::vector<PageShift>();
     turns_ = PendingTurns{};
@@ -277,7 +305,7 @@ void KvTensor::grow_overlay(Page& page, std::uint64_t cells, fp16_t* rows) noexc
                     page.overlay_rows + from_index * layout_.shape.row_elements(), layout_.row_bytes());
     }
     if (rows != nullptr) {
-        config_.arena->release(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
+        give(reinterpret_cast<std::byte*>(page.overlay_rows), overlay_bytes(page.overlay));
         page.overlay_rows = rows;
     }
     page.overlay = merged;
@@ -386,7 +414,7 @@ KvTensor::Memory KvTensor::memory() const noexcept {
         // Of a shared block each page counts its part.
         for (int i = 0; i < page.n_blocks; ++i) {
             const std::uint32_t* users = page.block(i).users;
-            memory.cold += cold_bytes() / (users == nullptr ? 1 : users[0]);
+            memory.cold += bytes_of(page.block(i)) / (users == nullptr ? 1 : users[0]);
             if (users != nullptr) memory.bookkeeping += 2 * sizeof(*users) / users[0];
         }
         if (page.more != nullptr) memory.bookkeeping += sizeof(PageBlock) * (Page::kMaxBlocks - 1);
@@ -394,7 +422,7 @@ KvTensor::Memory KvTensor::memory() const noexcept {
     for (const auto& freeze : work_->freezes) {  // between begin_write() and end_write()
         if (freeze.before.state == PageState::hot) memory.hot += hot_bytes();
         if (freeze.before.state == PageState::cold) memory.overlay += overlay_bytes(freeze.before.overlay);
-        memory.cold += static_cast<std::size_t>(freeze.n_retired) * cold_bytes();
+        for (int i = 0; i < freeze.n_retired; ++i) memory.cold += bytes_of(freeze.gone[i]);
     }
     if (pinned()) {
         const std::size_t size =

@@ -37,6 +37,7 @@ struct KvTensor::Work {
         std::vector<fp16_t> rows;          // and rows, [64][row_elements]; those of other cells are not set
         PageBlock gone[Page::kMaxBlocks];  // [n_retired]
         bool encoded = false;              // already while planning
+        bool is_step = false;              // down the ladder
         std::uint8_t refused = 0;
     };
     struct Encode {
@@ -86,7 +87,9 @@ struct KvTensor::Work {
 struct KvTensor::Change {
     bool drop = false;             // nothing, until it is written again
     unsigned retire = 0;           // bit i: block i gives its rows up
-    cache::RowClasses new_blocks;  // cells of exact rows to be encoded
+    cache::RowClasses new_blocks;  // cells of exact rows, and of rows given up, to be encoded
+    int format = 0;                // to this
+    bool is_step = false;          // down the ladder
     bool any() const noexcept { return retire != 0 || new_blocks.n != 0; }
 };
 

@@ -92,7 +92,7 @@ void KvTensor::reserve_touches() {
 // Undoes what begin_write() did before it failed.
 void KvTensor::abandon() noexcept {
     Work& work = *work_;
-    for (const auto& block : work.reserved) config_.arena->release(block.data, block.bytes);
+    for (const auto& block : work.reserved) give(block.data, block.bytes);
     for (const auto& touch : work.touches) touched_[touch.page] = 0;
     work.reserved.clear();
     work.touches.clear();

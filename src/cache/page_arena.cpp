@@ -271,8 +271,13 @@ void PageArena::trim_units(Chunk& chunk, std::size_t first, std::size_t last) no
         // Locked memory refuses; it then stays resident and stays counted.
         if (madvise(chunk.base + unit * kUnit, bytes, MADV_DONTNEED) == 0) {
             std::memset(chunk.touched.data() + unit, 0, end - unit);
-            for (std::size_t i = unit / kHugeUnits; i <= (end - 1) / kHugeUnits && i < chunk.huge.size(); ++i)
-                chunk.huge[i] = 0;  // the system has split it
+            for (std::size_t i = unit / kHugeUnits; i <= (end - 1) / kHugeUnits && i < chunk.huge.size();
+                 ++i) {
+                if (chunk.huge[i] == 0) continue;
+                chunk.huge[i] =
+                    0;  // the system has split it, and must not fill it up again in the background
+                madvise(chunk.base + i * kHuge, kHuge, MADV_NOHUGEPAGE);
+            }
             kept_ -= bytes;
             resident_ -= bytes;
         }

@@ -53,6 +53,34 @@ std::shared_ptr<const BitAllocation> read_allocation(
     }
 }
 
+constexpr const char* kBudget = "GGML_MIXED_KV_BUDGET_MB";
+constexpr const char* kLadder = "GGML_MIXED_KV_LADDER";
+constexpr const char* kDefaultLadder = "f16,q8,q4,q3";
+
+// A budget chooses the formats, and is a limit by itself.
+void settle_budget(Settings& settings, const std::function<std::optional<std::string>(const char*)>& get) {
+    if (!settings.budget) {
+        if (const auto ladder = get(kLadder))
+            refuse_setting(kLadder, *ladder, std::string("it is accepted together with ") + kBudget);
+        return;
+    }
+    if (settings.ladder.empty()) settings.ladder = parse_ladder(kDefaultLadder);
+    for (const char* other : {"GGML_MIXED_KV_K", "GGML_MIXED_KV_V", "GGML_MIXED_KV_LAYERS", kBits}) {
+        const auto text = get(other);
+        if (!text) continue;
+        refuse_setting(kBudget, *get(kBudget),
+                       "it is accepted without " + std::string(other) + " ('" + *text +
+                           "'): a budget chooses the formats among those of " + kLadder + " (" +
+                           ladder_text(settings.ladder) + ")");
+    }
+    if (settings.limit_mb != 0) {
+        refuse_setting(kBudget, *get(kBudget),
+                       "it is accepted without GGML_MIXED_KV_LIMIT_MB (" + std::to_string(settings.limit_mb) +
+                           "): a budget is never exceeded; give the smaller of the two");
+    }
+    settings.key_format = settings.value_format = settings.ladder.back();
+}
+
 // A misspelt name would otherwise be ignored without a word.
 void refuse_unknown(std::string_view variable) {
     const auto equals = variable.find('=');
@@ -92,6 +120,7 @@ Settings Settings::from_environment(const std::function<std::optional<std::strin
         if (const auto text = get(setting.variable)) setting.read(settings, setting, *text);
     }
     settings.allocation = read_allocation(get);
+    settle_budget(settings, get);
     return settings;
 }
 

@@ -93,6 +93,35 @@ std::string accepted_bits() { return "above 0, up to 16; needs a calibration"; }
 std::string accepted_calibration() { return "a file that mixed-kv-eval --calibrate wrote"; }
 std::string shown_none(const Settings&) { return "-"; }
 
+// The budget. Without one a ladder is refused by Settings::from_environment.
+
+std::string accepted_budget() { return "MiB, or a share of F16 such as 25%"; }
+std::string accepted_ladder() { return "f16 and narrower and narrower formats, such as f16,q8,q4,q3"; }
+
+void read_budget(Settings& settings, const Setting& self, const std::string& text) {
+    try {
+        settings.budget = parse_budget(text);
+    } catch (const Error& error) {
+        refuse_setting(self.variable, text, std::string(error.what()) + "; accepted: " + self.accepted());
+    }
+}
+
+void read_ladder(Settings& settings, const Setting& self, const std::string& text) {
+    try {
+        settings.ladder = parse_ladder(text);
+    } catch (const Error& error) {
+        refuse_setting(self.variable, text, std::string(error.what()) + "; accepted: " + self.accepted());
+    }
+}
+
+std::string shown_budget(const Settings& settings) {
+    return settings.budget ? budget_text(settings.budget) : "-";
+}
+
+std::string shown_ladder(const Settings& settings) {
+    return settings.budget ? ladder_text(settings.ladder) : "-";
+}
+
 constexpr int kLargestWindow = 1 << 20;
 constexpr int kLargestSinks = 1 << 16;
 constexpr int kLargestVerbose = 2;
@@ -117,6 +146,11 @@ constexpr Setting kSettings[] = {
      accepted_bits, nullptr, shown_none},
     {"GGML_MIXED_KV_CALIBRATION", "calibration", "FILE",
      "What is known about the model, for a number of bits", accepted_calibration, nullptr, shown_none},
+    {"GGML_MIXED_KV_BUDGET_MB", "budget", "MIB",
+     "What all caches together may take; rows stay exact while they fit", accepted_budget, read_budget,
+     shown_budget},
+    {"GGML_MIXED_KV_LADDER", "ladder", "FORMATS", "Formats that pages step down under a budget",
+     accepted_ladder, read_ladder, shown_ladder},
     {"GGML_MIXED_KV_VERBOSE", "verbose", "LEVEL", "What the plugin logs besides one line per cache",
      accepted_number<kLargestVerbose>, read_number<&Settings::verbose, kLargestVerbose>,
      shown_number<&Settings::verbose>},
@@ -145,7 +179,12 @@ std::map<std::string, std::string> settings_of_text(const std::string& text) {
     std::istringstream items(text);
     std::string name;
     for (std::string item; std::getline(items, item, ',');) {
-        // A list of layers has commas of its own; what follows one begins with a layer's number.
+        // A ladder has commas of its own.
+        if (name == "ladder" && item.find('=') == std::string::npos) {
+            values["GGML_MIXED_KV_LADDER"] += ',' + item;
+            continue;
+        }
+        // A list of layers, too; what follows one begins with a layer's number.
         if (name == "layers" && !item.empty() && (item[0] == '-' || std::isdigit((unsigned char)item[0]))) {
             values["GGML_MIXED_KV_LAYERS"] += ',' + item;
             continue;

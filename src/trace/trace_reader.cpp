@@ -272,7 +272,7 @@ void TraceReader::load_lists(const std::string& name, int64_t n_rows, int64_t n_
         if (page[3] < 0 || page[3] > INT32_MAX) {
             throw Error(cat(name, " page ", i, " is stored since step ", page[3]));
         }
-        part.pages.push_back({page[0], static_cast<uint64_t>(page[1]), page[2]});
+        part.pages.push_back(ColdPage::with_coding(page[0], static_cast<uint64_t>(page[1]), page[2]));
         stamps.pages.push_back({static_cast<int32_t>(page[3]), static_cast<uint64_t>(page_sums[i])});
     }
 }
@@ -307,7 +307,8 @@ void TraceReader::load_compact_lists(const std::string& name, int64_t n_rows, in
     const VersionIndex::Key codes_key{name + "_quant", tables.id.layer};
     const auto pages = list<int64_t>(tables.named(name + "_page_ids"), 4, n_pages);
     for (size_t i = 0; i < pages.size(); i += 4) {
-        part.pages.push_back({pages[i], static_cast<uint64_t>(pages[i + 1]), pages[i + 2]});
+        part.pages.push_back(
+            ColdPage::with_coding(pages[i], static_cast<uint64_t>(pages[i + 1]), pages[i + 2]));
         versions_.stamps(codes_key, name + "_page_sums", gguf_, pages[i + 3], 1, stamps.pages);
         ids.pages.push_back(pages[i + 3]);
     }

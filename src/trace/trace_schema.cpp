@@ -34,6 +34,16 @@ Shape axis_order(const Shape& ne, const Shape& nb) {
     return order;
 }
 
+std::vector<std::string> cold_formats_of(const ColdLayout& layout) {
+    std::vector<std::string> formats;
+    for (size_t at = 0; at < layout.format.size();) {
+        const size_t end = std::min(layout.format.find(' ', at), layout.format.size());
+        formats.push_back(layout.format.substr(at, end - at));
+        at = end + 1;
+    }
+    return formats;
+}
+
 std::vector<CellPlace> locate_cells(const TraceRecord& record, const CachePart& part) {
     std::vector<CellPlace> places(static_cast<size_t>(record.n_kv * record.n_stream));
     for (size_t i = 0; i < part.pages.size(); ++i) {

@@ -65,17 +65,30 @@ struct ColdPage {
     int64_t first_cell = 0;        // stream * n_kv + index, as for rows
     uint64_t held = ~uint64_t{0};  // bit t: cell first_cell + t has its row here,
     int64_t rotation = 0;          // as row (t - rotation) modulo page_tokens of the block
+    int64_t format = 0;            // index in the layout's formats
     bool operator==(const ColdPage&) const = default;
+
+    // The two in one number, as files have them: format * 64 + rotation.
+    int64_t coding() const noexcept { return format * 64 + rotation; }
+    static ColdPage with_coding(int64_t first_cell, uint64_t held, int64_t coding) noexcept {
+        return coding < 0 ? ColdPage{first_cell, held, coding, 0}
+                          : ColdPage{first_cell, held, coding % 64, coding / 64};
+    }
 };
 
 // How cold pages are encoded. All that is needed to decode a page besides docs/cold-formats.md.
 struct ColdLayout {
-    std::string format;       // "q8", "q6", "q5", "q4", "q3", "q2"; empty: this part is never cold
+    // "q8", "q6", "q5", "q4", "q3" or "q2"; pages of several formats: all of them, "q8 q4 q3", the widest
+    // first. Empty: this part is never cold.
+    std::string format;
     int64_t page_tokens = 0;  // cells per page, at most 64
-    int64_t block_bytes = 0;  // encoded bytes of one page and KV head
+    int64_t block_bytes = 0;  // of one page and KV head, in the widest format; shorter blocks end in zeros
     int64_t rotation_block =
         0;  // width of the normalised Hadamard transform along head_dim; <= 1: not rotated
 };
+
+// The formats of a layout, by ColdPage::format.
+std::vector<std::string> cold_formats_of(const ColdLayout& layout);
 
 // The K or the V side of an attention op's cache.
 //

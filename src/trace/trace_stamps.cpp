@@ -30,9 +30,9 @@ std::span<const std::byte> slice(const std::vector<std::byte>& bytes, size_t i, 
 
 // The numbers before the bytes bind them to their place.
 enum Stored : int64_t { stored_row, stored_page };
-uint64_t content_sum(Stored kind, Side side, const TraceRecord& r, int64_t cell, int64_t rotation,
+uint64_t content_sum(Stored kind, Side side, const TraceRecord& r, int64_t cell, int64_t coding,
                      std::span<const std::byte> bytes) {
-    return Checksum().add({kind, side, r.layer, cell / r.n_kv, cell % r.n_kv, rotation}).add(bytes).value();
+    return Checksum().add({kind, side, r.layer, cell / r.n_kv, cell % r.n_kv, coding}).add(bytes).value();
 }
 
 // Steps by checksum; a checksum says what lies where.
@@ -64,7 +64,7 @@ PartStamps stamp_part(Side side, const TraceRecord& record, const CachePart& par
     }
     for (size_t i = 0; i < part.pages.size(); ++i) {
         pages.push_back(content_sum(stored_page, side, record, part.pages[i].first_cell,
-                                    part.pages[i].rotation, slice(part.codes.bytes, i, part.pages.size())));
+                                    part.pages[i].coding(), slice(part.codes.bytes, i, part.pages.size())));
     }
     return {dated(rows, record.step, before != nullptr ? &before->rows : nullptr),
             dated(pages, record.step, before != nullptr ? &before->pages : nullptr)};
@@ -72,7 +72,8 @@ PartStamps stamp_part(Side side, const TraceRecord& record, const CachePart& par
 
 // How many cells a step must have written to turn one record's K or V into the next one's: every cell with
 // another row, or held where nothing was; of each page that was decoded or coded anew without having been
-// exact, one.
+// exact, one. A page that is in a narrower format than before has stepped down, which nobody needs to write
+// for.
 int64_t cells_written(const StampedRecord& a, const CachePart& before, const PartStamps& before_stamps,
                       const StampedRecord& b, const CachePart& after, const PartStamps& after_stamps) {
     constexpr int64_t kPage = 64;
@@ -99,6 +100,10 @@ int64_t cells_written(const StampedRecord& a, const CachePart& before, const Par
             if (old.where == Where::nowhere) {
                 ++written;
             } else if (old.where == Where::page) {
+                if (now.where == Where::page && after.pages[static_cast<size_t>(now.index)].format >
+                                                    before.pages[static_cast<size_t>(old.index)].format) {
+                    continue;
+                }
                 if (now.where != Where::page || sum(old, before_stamps) != sum(now, after_stamps)) {
                     recoded.emplace(stream, i / kPage);
                 }
@@ -200,7 +205,7 @@ int64_t part_sum(SumField field, const TraceRecord& record, const CachePart& par
     }
     for (size_t i = 0; i < part.pages.size(); ++i) {
         const ColdPage& page = part.pages[i];
-        sum.add({page.first_cell, static_cast<int64_t>(page.held), page.rotation, stamps.pages[i].since,
+        sum.add({page.first_cell, static_cast<int64_t>(page.held), page.coding(), stamps.pages[i].since,
                  static_cast<int64_t>(stamps.pages[i].sum)});
     }
     return static_cast<int64_t>(sum.value());

@@ -219,6 +219,7 @@ class Validator {
     std::vector<bool> held_cells(const char* name, const CachePart& part) const {
         std::vector<bool> held(static_cast<size_t>(r_.n_kv * r_.n_stream), false);
         check_cold(name, part.cold, part.pages.size());
+        const auto n_formats = static_cast<int64_t>(cold_formats_of(part.cold).size());
         for (size_t i = 0; i < part.pages.size(); ++i) {
             const ColdPage& page = part.pages[i];
             if (page.first_cell < 0 || static_cast<size_t>(page.first_cell) >= held.size()) {
@@ -232,6 +233,9 @@ class Validator {
             }
             if (page.rotation < 0 || page.rotation >= part.cold.page_tokens) {
                 fail(name, cat("page ", i, " is rotated by ", page.rotation, " rows"));
+            }
+            if (page.format < 0 || page.format >= n_formats) {
+                fail(name, cat("page ", i, " has format ", page.format, " of ", n_formats));
             }
             for (uint64_t left = page.held; left != 0; left &= left - 1) {
                 hold(name, "page", i, page.first_cell + std::countr_zero(left), held);

@@ -290,7 +290,7 @@ class TraceWriter::Impl {
         std::vector<int64_t> pages;
         for (size_t i = 0; i < part.pages.size(); ++i) {
             const ColdPage& page = part.pages[i];
-            pages.insert(pages.end(), {page.first_cell, static_cast<int64_t>(page.held), page.rotation,
+            pages.insert(pages.end(), {page.first_cell, static_cast<int64_t>(page.held), page.coding(),
                                        stamps.pages[i].since});
         }
         add_numbers(name + "_pages", 4, pages);
@@ -367,7 +367,7 @@ class TraceWriter::Impl {
         for (size_t i = 0; i < part.pages.size(); ++i) {
             const ColdPage& page = part.pages[i];
             list.insert(list.end(),
-                        {page.first_cell, static_cast<int64_t>(page.held), page.rotation, ids[i]});
+                        {page.first_cell, static_cast<int64_t>(page.held), page.coding(), ids[i]});
         }
         add_numbers(name + "_page_ids", 4, list);
     }

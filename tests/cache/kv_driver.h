@@ -26,8 +26,15 @@ struct DriverSpec {
     int sinks = 4;
     std::uint64_t seed = 1;
     bool shape_known = true;
-    float sigma = 1.0f;  // standard deviation of the rows that decode() writes
+    std::vector<std::string> ladder = {};  // then format is its first
+    float sigma = 1.0f;                    // standard deviation of the rows that decode() writes
 };
+
+inline std::vector<const ColdFormat*> formats_of(const std::vector<std::string>& names) {
+    std::vector<const ColdFormat*> formats;
+    for (const std::string& name : names) formats.push_back(find_cold_format(name));
+    return formats;
+}
 
 // One tensor with everything around it, its model, and sequences as a host would keep them: which cells a
 // sequence has is known here only, the tensor and the tracker see writes and masks. Single stream unless
@@ -36,9 +43,16 @@ struct KvDriver {
     explicit KvDriver(const DriverSpec& s)
         : spec(s),
           tracker({s.n_cells, s.n_stream, s.window, s.sinks}),
-          tensor({s.role, s.n_cells, s.n_stream, s.shape.row_elements(),
-                  s.format == "f16" ? nullptr : find_cold_format(s.format), &kernel_set("scalar"), &arena,
-                  &tracker}),
+          tensor({s.role,
+                  s.n_cells,
+                  s.n_stream,
+                  s.shape.row_elements(),
+                  s.format == "f16" ? nullptr : find_cold_format(s.format),
+                  &kernel_set("scalar"),
+                  &arena,
+                  &tracker,
+                  {},
+                  formats_of(s.ladder)}),
           model(tensor, &tracker),
           random(s.seed) {
         if (s.shape_known) {

@@ -37,6 +37,7 @@ KvModel::KvModel(const KvTensor& tensor, const WindowTracker* tracker) : tensor_
     rows_.resize(n_cells * static_cast<std::size_t>(config.row_elements));
     ever_written_.resize(n_cells);
     rounded_.resize(n_cells);
+    stored_bits_.resize(n_cells, 16);
     touched_.resize(n_pages);
     refused_.resize(n_pages);
 }
@@ -62,9 +63,14 @@ const Page& KvModel::page_of(std::int64_t cell) const {
     return tensor_.pages(static_cast<int>(cell / n_cells)).pages[cell % n_cells / kPageTokens];
 }
 
-int KvModel::block_rows() const {
+std::size_t KvModel::head_bytes(int bits) const {
     const PageLayout layout = tensor_.layout();
-    const std::size_t bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    return find_cold_format("q" + std::to_string(bits))->block_bytes(layout.role, layout.shape.head_dim);
+}
+
+int KvModel::block_rows(int bits) const {
+    const PageLayout layout = tensor_.layout();
+    const std::size_t bytes = head_bytes(bits) * static_cast<std::size_t>(layout.shape.n_head);
     return static_cast<int>((bytes + layout.row_bytes() - 1) / layout.row_bytes());
 }
 
@@ -72,6 +78,7 @@ void KvModel::touch(std::int64_t cell) {
     touched_[index_of(cell)] |= std::uint64_t{1} << (cell % tensor_.config().n_cells % kPageTokens);
     ever_written_[static_cast<std::size_t>(cell)] = 1;
     rounded_[static_cast<std::size_t>(cell)] = 0;
+    stored_bits_[static_cast<std::size_t>(cell)] = 16;
 }
 
 void KvModel::write_row(std::int64_t cell, const float* from) {
@@ -102,9 +109,12 @@ void KvModel::copy_rows(const KvModel& from, std::int64_t from_cell, std::int64_
                                    from.rows_.begin() + (from_cell + n) * row_elements);
     const std::vector<std::uint8_t> rounded(from.rounded_.begin() + from_cell,
                                             from.rounded_.begin() + from_cell + n);
+    const std::vector<std::uint8_t> stored(from.stored_bits_.begin() + from_cell,
+                                           from.stored_bits_.begin() + from_cell + n);
     for (std::int64_t i = 0; i < n; ++i) {
         write_row(to_cell + i, copy.data() + i * row_elements);
         rounded_[static_cast<std::size_t>(to_cell + i)] = rounded[static_cast<std::size_t>(i)];
+        stored_bits_[static_cast<std::size_t>(to_cell + i)] = stored[static_cast<std::size_t>(i)];
     }
 }
 
@@ -112,6 +122,7 @@ void KvModel::clear() {
     std::fill(rows_.begin(), rows_.end(), fp16_t{0});
     std::fill(ever_written_.begin(), ever_written_.end(), 0);
     std::fill(rounded_.begin(), rounded_.end(), 0);
+    std::fill(stored_bits_.begin(), stored_bits_.end(), 16);
     live_.clear();
 }
 
@@ -174,7 +185,7 @@ void KvModel::decode(const std::byte* data, int bits, std::vector<fp16_t>& rows)
     const int stride = (head_dim + 15) / 16 * 16;
     std::vector<float> values(static_cast<std::size_t>(kPageTokens * stride));
     for (int head = 0; head < n_head; ++head) {
-        const std::byte* block = data + static_cast<std::size_t>(head) * layout.block_bytes;
+        const std::byte* block = data + static_cast<std::size_t>(head) * head_bytes(bits);
         const auto& codec = set.formats[format];
         const kernels::DecodeArgs args{{block, 0, kPageTokens, head_dim}, values.data(), stride, false};
         if (layout.role == KvRole::key) {
@@ -199,12 +210,12 @@ std::vector<std::byte> KvModel::encode(const std::vector<fp16_t>& rows, int bits
         static_cast<std::size_t>(find_cold_format("q" + std::to_string(bits)) - cold_formats().data());
     const auto& codec = tensor_.config().kernels->formats[format];
     const int row_elements = layout.shape.row_elements();
-    const auto bytes = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
+    const auto bytes = head_bytes(bits) * static_cast<std::size_t>(layout.shape.n_head);
     AlignedBlocks blocks(bytes);
     for (int head = 0; head < layout.shape.n_head; ++head) {
         const kernels::EncodeArgs args{rows.data() + head * layout.shape.head_dim, row_elements,
                                        layout.shape.head_dim, counted,
-                                       blocks.data + static_cast<std::size_t>(head) * layout.block_bytes};
+                                       blocks.data + static_cast<std::size_t>(head) * head_bytes(bits)};
         if (!(layout.role == KvRole::key ? codec.encode_key(args) : codec.encode_value(args))) return {};
     }
     return {blocks.data, blocks.data + bytes};
@@ -235,7 +246,7 @@ void KvModel::check_codec_error(std::size_t index, const std::byte* data, int bi
     for (int head = 0; head < n_head; ++head) {
         if (layout.role == KvRole::key) {
             const formats::BlockReader reader(bits, KvRole::key, head_dim,
-                                              data + static_cast<std::size_t>(head) * layout.block_bytes);
+                                              data + static_cast<std::size_t>(head) * head_bytes(bits));
             for (int d = 0; d < head_dim; ++d) {
                 double low = INFINITY, high = -INFINITY;
                 for (int t = 0; t < kPageTokens; ++t) {
@@ -305,6 +316,7 @@ std::vector<KvModel::Block> KvModel::blocks() const {
             if (is_new) {
                 block.data = part.data;
                 block.bits = cold_formats()[part.format].code_bits;
+                block.head_bytes = part.head_bytes;
                 std::fill(std::begin(block.cells), std::end(block.cells), -1);
                 block.claimed_users = part.users;
             }
@@ -332,8 +344,9 @@ void KvModel::check_block(const Block& block, bool is_graph) {
     if (block.users[0] > 1 && !shared) fail(block.page, "an exclusive block is in two pages");
     if (shared && (block.claimed_users[0] != block.users[0] || block.claimed_users[1] != block.users[1]))
         fail(block.page, "a shared block counts its users wrongly");
+    if (block.head_bytes != head_bytes(block.bits)) fail(block.page, "a block is not as large as its format");
     const auto before = live_.find(block.data);
-    if (is_graph && memory_is_ample_ && before != live_.end() && before->second <= block_rows() &&
+    if (is_graph && memory_is_ample_ && before != live_.end() && before->second <= block_rows(block.bits) &&
         std::popcount(block.rows) == before->second) {
         bool touched = false;
         for (int r = 0; r < kPageTokens; ++r)
@@ -346,9 +359,14 @@ void KvModel::check_block(const Block& block, bool is_graph) {
     const int row_elements = tensor_.config().row_elements;
     std::uint64_t fresh = 0;
     for (int r = 0; r < kPageTokens; ++r) {
-        if (has(block.rows, r) && rounded_[static_cast<std::size_t>(block.cells[r])] == 0)
+        if (!has(block.rows, r)) continue;
+        const auto cell = static_cast<std::size_t>(block.cells[r]);
+        if (tensor_.has_ladder() ? stored_bits_[cell] > block.bits : rounded_[cell] == 0)
             fresh |= std::uint64_t{1} << r;
+        if (stored_bits_[cell] < block.bits) fail(block.page, "a row has gone up the ladder");
     }
+    // A step takes rows along that were on its rung already.
+    if (tensor_.has_ladder() && fresh != 0) fresh = block.rows;
     if (fresh != 0) {
         if (fresh != block.rows) fail(block.page, "a block has gained rows");
         check_first_rounding(block, fresh, decoded, is_graph);
@@ -379,12 +397,13 @@ void KvModel::check_first_rounding(const Block& block, std::uint64_t counted,
         const auto stream = static_cast<int>(cell / n_cells);
         const std::int64_t page = cell % n_cells / kPageTokens;
         const auto t = static_cast<int>(cell % n_cells % kPageTokens);
-        if (is_graph && touched_[index_of(cell)] != 0)
+        if (is_graph && touched_[index_of(cell)] != 0 && !tensor_.has_ladder())
             fail(block.page, "encoded by the graph that writes to it");
-        if (has(tracker_->window_cells(stream, page), t)) fail(block.page, "a row of the window was encoded");
+        if (has(tracker_->window_cells(stream, page), t) && !tensor_.has_ladder())
+            fail(block.page, "a row of the window was encoded");
         if (has(tracker_->sink_cells(stream, page), t)) fail(block.page, "a sink was encoded");
     }
-    if (std::popcount(counted) <= block_rows()) fail(block.page, "a block for few rows");
+    if (std::popcount(counted) <= block_rows(block.bits)) fail(block.page, "a block for few rows");
     const std::vector<std::byte> expected = encode(truth, block.bits, counted);
     if (expected.empty()) {
         fail(block.page, "encoded what the codec refuses");
@@ -408,7 +427,7 @@ void KvModel::check_first_rounding(const Block& block, std::uint64_t counted,
 // A hot page of like rows that nothing protects and the write at hand left alone must have frozen.
 void KvModel::check_missed_freeze(std::size_t index, const Page& page, bool is_graph) {
     const PageLayout layout = tensor_.layout();
-    if (layout.format == nullptr || !tensor_.head_shape_known() || !is_graph) return;
+    if (layout.format == nullptr || !tensor_.head_shape_known() || !is_graph || tensor_.has_ladder()) return;
     if (touched_[index] != 0 || page.written != valid(index)) return;
     const auto stream = static_cast<int>(static_cast<std::int64_t>(index) / pages_per_stream_);
     const std::int64_t in_stream = static_cast<std::int64_t>(index) % pages_per_stream_;
@@ -417,7 +436,7 @@ void KvModel::check_missed_freeze(std::size_t index, const Page& page, bool is_g
     const std::uint64_t counted = valid(index) & ~sinks & ~page.settled;
     const std::size_t cold = layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head);
     const auto n_exact = static_cast<std::size_t>(std::popcount(valid(index) & ~counted));
-    if (std::popcount(counted) <= block_rows() ||
+    if (std::popcount(counted) <= block_rows(layout.format->code_bits) ||
         cold + n_exact * layout.row_bytes() * 3 / 2 >= kPageTokens * layout.row_bytes())
         return;
     std::vector<fp16_t> rows(static_cast<std::size_t>(kPageTokens * layout.shape.row_elements()));
@@ -507,6 +526,7 @@ std::vector<std::string> KvModel::check(bool is_graph) {
         live[block.data] = std::popcount(block.rows);
     }
     live_ = std::move(live);
+    note_storage();
     if (is_graph && memory_is_ample_) check_memory();
     std::vector<fp16_t> read(rows_.size());
     tensor_.read_bytes(0, read.data(), read.size() * sizeof(fp16_t));
@@ -521,6 +541,17 @@ std::vector<std::string> KvModel::check(bool is_graph) {
     }
     std::fill(touched_.begin(), touched_.end(), 0);
     return problems_;
+}
+
+void KvModel::note_storage() {
+    std::fill(stored_bits_.begin(), stored_bits_.end(), 16);
+    for (const Block& block : blocks()) {
+        for (int r = 0; r < kPageTokens; ++r) {
+            if (has(block.rows, r))
+                stored_bits_[static_cast<std::size_t>(block.cells[r])] =
+                    static_cast<std::uint8_t>(block.bits);
+        }
+    }
 }
 
 // The worst case of docs/memory.md. Blocks that this graph has taken rows from may stay until the next one.
@@ -550,8 +581,9 @@ std::size_t KvModel::live_bytes() const {
             *std::lower_bound(std::begin(kCapacities), std::end(kCapacities), std::popcount(page.overlay));
         bytes += rounded(static_cast<std::size_t>(rows) * layout.row_bytes());
     }
-    return bytes +
-           blocks().size() * rounded(layout.block_bytes * static_cast<std::size_t>(layout.shape.n_head));
+    for (const Block& block : blocks())
+        bytes += rounded(block.head_bytes * static_cast<std::size_t>(layout.shape.n_head));
+    return bytes;
 }
 
 void write_rows(KvTensor& tensor, const std::vector<std::int64_t>& cells, const KvTensor::RowSource& source) {

@@ -28,7 +28,8 @@ struct QuarterTurns {
 // What a KvTensor must hold, as a plain array of rows that is written along with it. It knows nothing of
 // freezing: it looks at the pages after each operation and judges whether each change was allowed. A row may
 // turn into what a block makes of it once; from then on it must read the same, bit for bit, until it is
-// written.
+// written. With a ladder, a narrower block may take it over again: then check() must follow every single
+// step.
 class KvModel {
   public:
     // tracker: the one whose windows and sinks the tensor has to respect; null for f16.
@@ -61,6 +62,7 @@ class KvModel {
     struct Block {
         const std::byte* data = nullptr;
         int bits = 0;
+        std::size_t head_bytes = 0;
         std::uint64_t rows = 0;  // that are in use
         std::int64_t cells[64];
         std::uint32_t users[2] = {0, 0};
@@ -80,7 +82,9 @@ class KvModel {
                            const std::vector<fp16_t>& truth, const std::vector<fp16_t>& decoded);
     void check_memory();
     bool is_stored(std::int64_t cell) const;
-    int block_rows() const;  // FP16 rows that take the memory of a block
+    std::size_t head_bytes(int bits) const;
+    int block_rows(int bits) const;  // FP16 rows that take the memory of a block
+    void note_storage();
     void fail(std::size_t page, const std::string& what);
     const Page& page_of(std::int64_t cell) const;
     std::size_t index_of(std::int64_t cell) const;
@@ -94,6 +98,7 @@ class KvModel {
     std::vector<fp16_t> rows_;                // [n_stream * n_cells][row_elements]
     std::vector<std::uint8_t> ever_written_;  // per cell
     std::vector<std::uint8_t> rounded_;       // per cell: since it was written
+    std::vector<std::uint8_t> stored_bits_;   // per cell: of its block at the last check; 16: exact
     std::vector<std::uint64_t> touched_;      // per page, since the last check
     std::vector<std::uint8_t> refused_;       // per page: its rows cannot be encoded
     std::map<const std::byte*, int> live_;    // rows of each block at the last check

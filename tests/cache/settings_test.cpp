@@ -300,8 +300,9 @@ TEST(Settings, ProcessEnvironment) {
 // options, mixed-kv-doctor. So each of its rows has to be known to all of them, and to the documentation.
 TEST(SettingTable, EveryRowIsKnownEverywhere) {
     const std::map<std::string, std::string> good = {
-        {"preset", "small"}, {"window", "8"},  {"sinks", "2"},   {"k", "q8"},       {"v", "q5"},
-        {"layers", "0:q8"},  {"bits", "4.25"}, {"verbose", "1"}, {"limit_mb", "7"}, {"calibration", "x"}};
+        {"preset", "small"}, {"window", "8"},      {"sinks", "2"},    {"k", "q8"},
+        {"v", "q5"},         {"layers", "0:q8"},   {"bits", "4.25"},  {"verbose", "1"},
+        {"limit_mb", "7"},   {"calibration", "x"}, {"budget", "0.5"}, {"ladder", "f16,q8"}};
     std::ifstream file(MIXED_KV_SOURCE_DIR "/docs/settings.md");
     const std::string documentation{std::istreambuf_iterator<char>(file), {}};
     for (const Setting& setting : setting_table()) {
@@ -310,7 +311,10 @@ TEST(SettingTable, EveryRowIsKnownEverywhere) {
         const auto of_text = settings_of_text(setting.name + ("=" + value->second));
         EXPECT_EQ(of_text, (std::map<std::string, std::string>{{setting.variable, value->second}}));
         if (setting.read != nullptr) {
-            EXPECT_EQ(refusal(of_text), "accepted");
+            // A ladder says something only together with a budget.
+            auto all = of_text;
+            if (setting.name == std::string("ladder")) all["GGML_MIXED_KV_BUDGET_MB"] = "1";
+            EXPECT_EQ(refusal(all), "accepted");
             EXPECT_THAT(refusal({{setting.variable, "?"}}),
                         HasSubstr(setting.variable + std::string("='?'")));
         }
@@ -335,11 +339,56 @@ TEST(SettingTable, WhatIsShownIsInEffect) {
                                                          {"layers", "-"},
                                                          {"bits", "-"},
                                                          {"calibration", "-"},
+                                                         {"budget", "-"},
+                                                         {"ladder", "-"},
                                                          {"verbose", "0"},
                                                          {"limit_mb", "12"}}));
 }
 
+TEST(Settings, Budget) {
+    Settings settings = read({{"GGML_MIXED_KV_BUDGET_MB", "4096"}});
+    EXPECT_EQ(settings.budget.bytes(0), 4096.0 * 1024 * 1024);
+    EXPECT_EQ(ladder_text(settings.ladder), "f16,q8,q4,q3");
+    EXPECT_EQ(format_name(settings.key_format), "q3");  // what the smallest size is counted with
+    settings = read({{"GGML_MIXED_KV_BUDGET_MB", "12.5%"},
+                     {"GGML_MIXED_KV_LADDER", "f16,q6,q2"},
+                     {"GGML_MIXED_KV", "small"}});
+    EXPECT_EQ(settings.budget.bytes(800), 100);
+    EXPECT_EQ(ladder_text(settings.ladder), "f16,q6,q2");
+    EXPECT_EQ(settings.window, 32);
+
+    const auto of_ladder = [](const char* ladder) {
+        return refusal({{"GGML_MIXED_KV_BUDGET_MB", "1"}, {"GGML_MIXED_KV_LADDER", ladder}});
+    };
+    EXPECT_THAT(of_ladder("f16,q4,q8"), HasSubstr("q8 is not narrower than q4 before it"));
+    EXPECT_THAT(of_ladder("f16,q4,q4"), HasSubstr("not narrower"));
+    EXPECT_THAT(of_ladder("f16,q7"), HasSubstr("'q7' is no format; f16 q8 q6 q5 q4 q3 q2 are"));
+    EXPECT_THAT(of_ladder("q8,q4"), HasSubstr("begins with f16"));
+    EXPECT_THAT(of_ladder("f16"), HasSubstr("a format below f16"));
+    EXPECT_THAT(of_ladder(""), HasSubstr("begins with f16"));
+    EXPECT_THAT(of_ladder("f16,"), HasSubstr("'' is no format"));
+    EXPECT_THAT(refusal({{"GGML_MIXED_KV_LADDER", "f16,q4"}}),
+                HasSubstr("together with GGML_MIXED_KV_BUDGET_MB"));
+    for (const char* wrong : {"0", "-1", "0%", "101%", "%", "", "4k", "nan", "inf", "1e400", "1 "}) {
+        EXPECT_THAT(
+            refusal({{"GGML_MIXED_KV_BUDGET_MB", wrong}}),
+            AllOf(HasSubstr("GGML_MIXED_KV_BUDGET_MB='" + std::string(wrong) + "'"), Not(HasSubstr("\n"))));
+    }
+    for (const auto& [variable, value] :
+         std::map<std::string, std::string>{{"GGML_MIXED_KV_K", "q4"},
+                                            {"GGML_MIXED_KV_V", "f16"},
+                                            {"GGML_MIXED_KV_LAYERS", "0:q8"},
+                                            {"GGML_MIXED_KV_LIMIT_MB", "100"}}) {
+        EXPECT_THAT(refusal({{"GGML_MIXED_KV_BUDGET_MB", "64"}, {variable, value}}),
+                    AllOf(HasSubstr("GGML_MIXED_KV_BUDGET_MB='64'"), HasSubstr("without " + variable)));
+    }
+}
+
 TEST(SettingTable, TextOfSeveralSettings) {
+    EXPECT_EQ(settings_of_text("budget=25%,ladder=f16,q8,q3,window=4"),
+              (std::map<std::string, std::string>{{"GGML_MIXED_KV_BUDGET_MB", "25%"},
+                                                  {"GGML_MIXED_KV_LADDER", "f16,q8,q3"},
+                                                  {"GGML_MIXED_KV_WINDOW", "4"}}));
     EXPECT_EQ(settings_of_text("K=q4,layers=0,-1:q8,isa=scalar,limit_mb=5"),
               (std::map<std::string, std::string>{{"GGML_MIXED_KV_K", "q4"},
                                                   {"GGML_MIXED_KV_LAYERS", "0,-1:q8"},

@@ -117,6 +117,17 @@ TEST(Faults, EveryRequestForPagesFailsOnce) { fail_every_request(Memory::kPages,
 TEST(Faults, NoPagesFromTheNthRequestOn) { fail_every_request(Memory::kPages, true, 1); }
 TEST(Faults, EveryRequestForRecordsFailsOnce) { fail_every_request(Memory::kRecords, false, 13); }
 
+// Under a budget, where pages step down all the time: a step needs memory first.
+TEST(Faults, StepsDownALadderWithoutMemory) {
+    char error[256] = "";
+    ASSERT_EQ(plugin_api().configure("budget=45%,window=32", error, sizeof error), 1) << error;
+    const std::uint64_t before = counters().steps;
+    fail_every_request(Memory::kPages, false, 1);
+    fail_every_request(Memory::kRecords, false, 17);
+    EXPECT_GT(counters().steps, before);
+    plugin_api().configure("", nullptr, 0);
+}
+
 // After a failed decode the rows before it are intact: what llama.cpp promises its caller.
 TEST(Faults, RowsBeforeAFailedDecodeAreIntact) {
     const Model model(small_model(), CacheOwner::kPlugin);

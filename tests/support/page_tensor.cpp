@@ -184,6 +184,7 @@ void PageTensor::fill_blocks(Page& page, int n_blocks, const std::vector<fp16_t>
     for (int i = 0; i < n_blocks; ++i) {
         PageBlock& block = page.block(i);
         block.format = static_cast<std::uint8_t>(layout_.format_index);
+        block.head_bytes = static_cast<std::uint32_t>(layout_.block_bytes);
         block.rotation = n_blocks > 1 ? static_cast<std::uint8_t>(draw.below(kPageTokens)) : 0;
         block.cells = i + 1 < n_blocks ? left & draw.next() : left;
         left &= ~block.cells;

@@ -113,6 +113,27 @@ TEST(Doctor, ALimitThatIsTooLow) {
     EXPECT_NE(none.out.find("GGML_MIXED_KV_LIMIT_MB"), std::string::npos) << none.out;
 }
 
+TEST(Doctor, SaysHowLongABudgetStaysExact) {
+    const std::vector<std::string> model = {"--json", "-m", random_model(), "-c", "8192"};
+    const auto with_budget = [&](const std::string& budget) {
+        std::vector<std::string> arguments = model;
+        arguments.insert(arguments.end(), {"--kv-budget", budget});
+        return doctor(arguments);
+    };
+    const CommandResult result = with_budget("40%");
+    EXPECT_EQ(result.exit_status, 0) << result.out << result.err;
+    const nlohmann::json about = result.json().at("model");
+    const auto said = about.at("report").dump();
+    EXPECT_NE(said.find("budget 40 % of F16, ladder f16,q8,q4,q3"), std::string::npos) << said;
+    EXPECT_NE(said.find("exact up to "), std::string::npos) << said;
+    EXPECT_NE(said.find("q8 from there"), std::string::npos) << said;
+    EXPECT_LE(about.at("budget_bytes").get<double>(), 0.4 * about.at("f16_bytes").get<double>());
+    const CommandResult refused = with_budget("1%");
+    EXPECT_EQ(refused.exit_status, 1);
+    EXPECT_NE(refused.out.find("raise GGML_MIXED_KV_BUDGET_MB"), std::string::npos) << refused.out;
+    EXPECT_NE(refused.out.find("would do"), std::string::npos) << refused.out;
+}
+
 TEST(Doctor, UsageErrorsAreOneLine) {
     const CommandResult result = doctor({"--frobnicate"});
     EXPECT_EQ(result.exit_status, 2);

@@ -77,6 +77,26 @@ TEST(Monitor, LongRunMostlyCold) {
     EXPECT_NE(read_text(scratch("long.csv")).find("layer,step"), std::string::npos);
 }
 
+// Pages of one tensor in several formats, which step down from step to step.
+TEST(Monitor, PagesUnderABudgetSayTheirOwnFormats) {
+    for (const bool compact : {false, true}) {
+        const std::string trace = scratch(compact ? "budget-compact.gguf" : "budget.gguf");
+        std::vector<std::string> arguments = {
+            "-p",       letters(700),       "-c",          "2048", "-n",          "32", "-ub",
+            "64",       "--mixed-kv-cache", "--kv-budget", "30%",  "--kv-window", "32", "--kv-ladder",
+            "f16,q8,q3"};
+        if (compact) arguments.push_back("--compact");
+        record(random_model("llama"), trace, arguments);
+        const CommandResult reader = read_trace(trace, {"--json"});
+        EXPECT_EQ(reader.exit_status, 0) << reader.err;
+        const nlohmann::json json = reader.json();
+        EXPECT_EQ(json["records"].front()["n_cold"], 0);
+        EXPECT_GT(json["records"].back()["n_cold"], 0);
+        const CommandResult listing = read_trace(trace, {"--list"});
+        EXPECT_NE(listing.out.find("format q8 q3"), std::string::npos) << listing.out;
+    }
+}
+
 // The compact form says the same in fewer bytes, and recording changes neither tokens nor logits.
 TEST(Monitor, TracingChangesNothingAndCompactIsEqual) {
     const std::vector<std::string> common = {"-p", letters(300), "-n", "16", "-ub", "64", "--mixed-kv-cache"};

@@ -37,9 +37,11 @@ class PageDecoder {
           head_dim_(int(head_dim)) {
         const char* name = name_;
         const trace::ColdLayout& cold = part.cold;
-        const ColdFormat* format = find_cold_format(cold.format);
-        if (format == nullptr) fail(record, name, "unknown cold format '" + cold.format + "'");
-        code_bits_ = format->code_bits;
+        for (const std::string& text : trace::cold_formats_of(cold)) {
+            const ColdFormat* format = find_cold_format(text);
+            if (format == nullptr) fail(record, name, "unknown cold format '" + text + "'");
+            code_bits_.push_back(format->code_bits);
+        }
         const auto expect = [&](const char* what, int64_t found, int64_t expected) {
             if (found != expected) {
                 fail(record, name,
@@ -49,7 +51,8 @@ class PageDecoder {
         };
         expect("page_tokens", cold.page_tokens, kPageTokens);
         expect("block_bytes", cold.block_bytes,
-               int64_t(reference::block_bytes(code_bits_, role_, head_dim_)));
+               int64_t(reference::block_bytes(*std::max_element(code_bits_.begin(), code_bits_.end()), role_,
+                                              head_dim_)));
         const int64_t rotation = role_ == KvRole::value ? hadamard_size(head_dim_) : 1;
         expect("rotation_block", std::max<int64_t>(cold.rotation_block, 1), std::max<int64_t>(rotation, 1));
     }
@@ -57,10 +60,16 @@ class PageDecoder {
     // [64][head_dim] of one KV head.
     std::vector<double> decode(size_t page, int64_t head, int64_t n_head_kv) const {
         const auto bytes = size_t(part_.cold.block_bytes);
+        const int code_bits = code_bits_[size_t(part_.pages[page].format)];
+        const std::byte* block = part_.codes.bytes.data() + (page * size_t(n_head_kv) + size_t(head)) * bytes;
+        const size_t used = reference::block_bytes(code_bits, role_, head_dim_);
+        if (std::any_of(block + used, block + bytes, [](std::byte b) { return b != std::byte{0}; })) {
+            fail(record_, name_,
+                 "page " + std::to_string(page) + ", head " + std::to_string(head) + ": more than the " +
+                     std::to_string(used) + " bytes of its format");
+        }
         try {
-            return reference::decode_block(
-                code_bits_, role_, head_dim_,
-                part_.codes.bytes.data() + (page * size_t(n_head_kv) + size_t(head)) * bytes);
+            return reference::decode_block(code_bits, role_, head_dim_, block);
         } catch (const Error& error) {
             fail(record_, name_,
                  "page " + std::to_string(page) + ", head " + std::to_string(head) + ": " + error.what());
@@ -73,7 +82,7 @@ class PageDecoder {
     const char* name_;
     KvRole role_;
     int head_dim_;
-    int code_bits_ = 0;
+    std::vector<int> code_bits_;  // by ColdPage::format
 };
 
 void fill_cold(const TraceRecord& record, const CachePart& part, Side side, int64_t head_dim,

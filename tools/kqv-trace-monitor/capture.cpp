@@ -132,8 +132,10 @@ class MixedPart {
         : head_dim_(t->ne[0]),
           n_kv_(t->ne[1]),
           n_head_(t->ne[2]),
-          row_bytes_(size_t(head_dim_ * n_head_) * 2) {
+          row_bytes_(size_t(head_dim_ * n_head_) * 2),
+          is_value_(info.is_value != 0) {
         part_.cold = cold_layout(info);
+        formats_ = trace::cold_formats_of(part_.cold);
         part_.rows = {trace::GgmlType::f16, {head_dim_, n_head_, 0, 1}, {}};
         part_.codes = {trace::GgmlType::i8, {part_.cold.block_bytes, n_head_, 0, 1}, {}};
         for (int64_t stream = 0; stream < t->ne[3]; ++stream) {
@@ -160,7 +162,7 @@ class MixedPart {
     trace::ColdLayout cold_layout(const mixed_kv_tensor_info& info) const {
         trace::ColdLayout cold;
         if (find_cold_format(info.format) == nullptr) return cold;  // "f16": never cold
-        cold.format = info.format;
+        cold.format = info.ladder[0] != 0 ? info.ladder : info.format;
         cold.page_tokens = kPageCells;
         cold.block_bytes = int64_t(info.block_bytes);
         cold.rotation_block = info.is_value != 0 ? hadamard_size(int(head_dim_)) : 1;
@@ -194,13 +196,17 @@ class MixedPart {
         }
     }
 
-    // What the trace has a place for: blocks of the layer's format, without a K-shift to apply.
+    // What the trace has a place for: blocks of the layer's formats, without a K-shift to apply.
     bool is_plain(const mixed_kv_page& page) const {
-        const ColdFormat* format = find_cold_format(part_.cold.format);
-        return page.shift_pending == 0 && format != nullptr &&
-               std::all_of(page.blocks, page.blocks + page.n_blocks, [format](const mixed_kv_block& block) {
-                   return block.code_bits == format->code_bits;
-               });
+        return page.shift_pending == 0 &&
+               std::all_of(page.blocks, page.blocks + page.n_blocks,
+                           [this](const mixed_kv_block& block) { return format_of(block) >= 0; });
+    }
+
+    // Index in the layer's formats; -1: none of them.
+    int64_t format_of(const mixed_kv_block& block) const {
+        const auto at = std::find(formats_.begin(), formats_.end(), "q" + std::to_string(block.code_bits));
+        return at == formats_.end() ? -1 : at - formats_.begin();
     }
 
     void add_cold(const mixed_kv_page& page, int64_t first_cell, int64_t n_cells) {
@@ -209,9 +215,18 @@ class MixedPart {
             const mixed_kv_block& block = page.blocks[i];
             const uint64_t held = block.cells & in_view;
             if (held == 0) continue;
-            part_.pages.push_back({.first_cell = first_cell, .held = held, .rotation = block.rotation});
+            const int64_t format = format_of(block);
+            part_.pages.push_back({first_cell, held, block.rotation, format});
             const auto* data = static_cast<const std::byte*>(block.data);
-            part_.codes.bytes.insert(part_.codes.bytes.end(), data, data + part_.cold.block_bytes * n_head_);
+            const auto head_bytes =
+                std::ptrdiff_t(find_cold_format(formats_[size_t(format)])
+                                   ->block_bytes(is_value_ ? KvRole::value : KvRole::key, int(head_dim_)));
+            for (int64_t head = 0; head < n_head_; ++head) {
+                const size_t end = part_.codes.bytes.size() + size_t(part_.cold.block_bytes);
+                part_.codes.bytes.insert(part_.codes.bytes.end(), data + head * head_bytes,
+                                         data + (head + 1) * head_bytes);
+                part_.codes.bytes.resize(end);
+            }
         }
         const auto* overlay = static_cast<const std::byte*>(page.overlay_rows);
         for (int64_t t = 0; t < kPageCells; ++t) {
@@ -240,6 +255,8 @@ class MixedPart {
 
     int64_t head_dim_, n_kv_, n_head_;
     size_t row_bytes_;
+    bool is_value_;
+    std::vector<std::string> formats_;
     CachePart part_;
 };
 

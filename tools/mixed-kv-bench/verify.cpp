@@ -55,6 +55,7 @@ std::vector<double> stored_head(const mixed_kv_api& api, const ggml_tensor* t, K
             block.cells = from.cells;
             block.rotation = std::uint8_t(from.rotation);
             while (cold_formats()[block.format].code_bits != from.code_bits) ++block.format;
+            block.head_bytes = std::uint32_t(cold_formats()[block.format].block_bytes(role, shape.head_dim));
         }
     }
     PageTable table;

@@ -46,9 +46,12 @@ Problem problem_with_model(const std::string& what) {
         if (what.find(std::string(setting.variable) + "=") != std::string::npos) named = &setting;
     }
     if (named == nullptr) return {what, "correct -m or -c; -v shows llama.cpp's log"};
-    return {what, fmt::format("{} {} ({}), or ask for a shorter context (-c)",
-                              named->name == std::string_view("limit_mb") ? "raise" : "change",
-                              named->variable, named->accepted())};
+    return {what, fmt::format(
+                      "{} {} ({}), or ask for a shorter context (-c)",
+                      named->name == std::string_view("limit_mb") || named->name == std::string_view("budget")
+                          ? "raise"
+                          : "change",
+                      named->variable, named->accepted())};
 }
 
 void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& diagnosis) {
@@ -81,9 +84,13 @@ void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& dia
     for (const auto& [name, count] : groups) {
         finding.lines.push_back(fmt::format("{} x {}", count, name));
     }
-    finding.lines.push_back(fmt::format("F16 cache of this length: {}; mixed tensors with every row cold: {}",
-                                        mebibytes(static_cast<double>(counters.f16_bytes_declared)),
-                                        mebibytes(static_cast<double>(all_cold))));
+    const std::string f16_size = mebibytes(static_cast<double>(counters.f16_bytes_declared));
+    finding.lines.push_back(
+        counters.budget_bytes > 0
+            ? fmt::format("F16 cache of this length: {}; the budget leaves {} for rows", f16_size,
+                          mebibytes(static_cast<double>(counters.budget_bytes)))
+            : fmt::format("F16 cache of this length: {}; mixed tensors with every row cold: {}", f16_size,
+                          mebibytes(static_cast<double>(all_cold))));
     finding.facts = {{"path", question.path},
                      {"n_layer", llama_model_n_layer(model.get())},
                      {"n_ctx", llama_n_ctx(context.get())},
@@ -93,6 +100,7 @@ void examine_model(const ModelQuestion& question, Plugin& plugin, Diagnosis& dia
                      {"tensors_plain", counters.n_tensors_plain},
                      {"f16_bytes", counters.f16_bytes_declared},
                      {"cold_bytes_full", all_cold},
+                     {"budget_bytes", counters.budget_bytes},
                      {"report", report},
                      {"tensors", facts}};
     if (counters.n_tensors_mixed == 0) {

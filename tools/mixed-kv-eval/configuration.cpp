@@ -44,10 +44,10 @@ Configuration parse_configuration(const std::string& name) {
         c.settings = (is_preset ? "preset=" : "") + rest;
         return c;
     }
-    throw UsageError(
-        fmt::format("'{}' is no configuration: f16, host:TYPE[:norot], mixed:PRESET or "
-                    "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N,layers=RULES",
-                    name));
+    throw UsageError(fmt::format(
+        "'{}' is no configuration: f16, host:TYPE[:norot], mixed:PRESET or "
+        "mixed:k=FORMAT,v=FORMAT,window=N,sinks=N,layers=RULES or mixed:budget=SHARE%,ladder=FORMATS",
+        name));
 }
 
 std::vector<Configuration> parse_configurations(const std::string& list) {

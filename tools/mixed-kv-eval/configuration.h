@@ -15,6 +15,7 @@ namespace mixed_kv::tools {
 //   mixed:balanced                         a preset
 //   mixed:small,window=128                 a preset with settings changed
 //   mixed:k=q4,v=q4,window=128,sinks=8     our cache; what is not named is the default preset's
+//   mixed:budget=25%,ladder=f16,q8,q3      a budget, of F16 at full length
 //   mixed:k=q4,layers=0,-1:q8/q5           layers with formats of their own (docs/settings.md)
 struct Configuration {
     std::string name;

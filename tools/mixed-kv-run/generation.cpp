@@ -135,6 +135,8 @@ void measure_memory(const RunInput& input, const HostKvTensors& host, RunResult&
         result.kv_bytes = input.plugin->resident_cache_bytes() + counters.bookkeeping_bytes;
         result.values = counters.values_written;
         result.kv_bytes_f16 = counters.f16_bytes_written;
+        result.budget_bytes = counters.budget_bytes;
+        result.budget_steps = counters.steps;
         result.f16_bytes_declared = counters.f16_bytes_declared;
     }
     result.kv_bytes += resident_bytes(host.row_ranges(result.n_live_rows));

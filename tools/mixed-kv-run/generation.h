@@ -31,6 +31,7 @@ struct RunResult {
     std::optional<std::uint64_t> kv_bytes_f16;  // what llama.cpp's F16 cache keeps resident for the same rows
     bool kv_bytes_f16_measured = false;         // else it follows from the shapes
     std::uint64_t f16_bytes_declared = 0;       // what llama.cpp's F16 cache allocates for the whole context
+    std::uint64_t budget_bytes = 0, budget_steps = 0;  // what a budget leaves for rows, steps down of pages
 
     double prompt_speed() const { return prompt_seconds > 0 ? n_prompt / prompt_seconds : 0; }
     double generation_speed() const { return generation_seconds > 0 ? n_decoded / generation_seconds : 0; }

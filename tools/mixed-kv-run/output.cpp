@@ -36,6 +36,8 @@ nlohmann::ordered_json to_json(const RunResult& result) {
         {"kv_bytes_f16_measured", result.kv_bytes_f16_measured},
         {"kv_bookkeeping_bytes", result.kv_bookkeeping_bytes},
         {"bits_per_value", result.bits_per_value()},
+        {"budget_bytes", result.budget_bytes},
+        {"budget_steps", result.budget_steps},
         {"n_ctx", result.n_ctx},
         {"live_rows", result.n_live_rows},
         {"prompt_tokens", result.n_prompt},
@@ -71,6 +73,12 @@ std::string summary(const RunResult& result, const RunResult* f16) {
                             result.n_live_rows, result.n_ctx, mebibytes(result.kv_bytes),
                             100.0 * static_cast<double>(result.kv_bytes) / static_cast<double>(f16_bytes),
                             mebibytes(f16_bytes));
+    }
+    if (result.budget_bytes > 0) {
+        text += fmt::format("the budget leaves {} for rows: {}\n", mebibytes(result.budget_bytes),
+                            result.budget_steps == 0
+                                ? std::string("all of them are exact")
+                                : fmt::format("pages stepped down {} times", result.budget_steps));
     }
     if (f16 != nullptr) {
         const std::optional<std::size_t> difference = first_difference(result, *f16);

@@ -30,8 +30,8 @@ Executor::Executor(const Subject& subject, const RunOptions& options, Figures& f
     : subject_(subject), options_(options), figures_(figures) {
     Random random(options.seed * 7919 + 17);
     for (int i = 0; i < options.n_pairs; ++i) {
-        pairs_.push_back(
-            std::make_unique<Pair>(subject_, PairOptions::random(random, options.n_threads), figures_));
+        pairs_.push_back(std::make_unique<Pair>(
+            subject_, PairOptions::random(random, options.n_threads, options.with_budget), figures_));
     }
     logged_.resize(pairs_.size());
     llama_context_params params = llama_context_default_params();
@@ -66,6 +66,7 @@ void Executor::apply(const Op& op) {
 
 void Executor::check(Pair& pair, Random& random) {
     pair.check_metadata();
+    pair.check_budget();
     if (random.one_in(2)) pair.probe(random);
     if (random.one_in(3)) pair.check_rows();
     if (random.one_in(16)) pair.check_fresh(fresh_, random);
@@ -145,8 +146,8 @@ void Executor::perform(const Op& op, std::size_t index, Random& random) {
         case OpKind::recreate: {
             take_log().swap(log_);
             pairs_[index] = nullptr;
-            pairs_[index] =
-                std::make_unique<Pair>(subject_, PairOptions::random(random, options_.n_threads), figures_);
+            pairs_[index] = std::make_unique<Pair>(
+                subject_, PairOptions::random(random, options_.n_threads, options_.with_budget), figures_);
             logged_[index] = 0;
             return;
         }

@@ -23,7 +23,7 @@ struct Arguments {
     int n_seeds = 1, n_contexts = 3, n_threads = 1, plant = -1, shrink_runs = 200;
     std::string architecture = "mix";
     std::vector<std::string> only;
-    bool json = false, list = false, verbose = false;
+    bool budget = false, json = false, list = false, verbose = false;
 };
 
 // A random-weight model so small that a step takes well under a millisecond, written for the run.
@@ -86,6 +86,8 @@ std::optional<Arguments> parse(int argc, char** argv) {
                    "after this operation overwrite rows of the plugin's cache: the run must fail");
     command.option("--shrink-runs", a.shrink_runs, "runs spent on making a failing sequence shorter")
         .at_least(0);
+    command.flag("--budget", a.budget,
+                 "every cache has a budget, so small that pages step down all the time");
     command.flag("--json", a.json, "one JSON object on stdout");
     command.flag("--list", a.list, "name the operations and exit");
     command.flag("--verbose", a.verbose, "say every step");
@@ -142,6 +144,7 @@ int run(int argc, char** argv) {
         options.n_pairs = arguments.n_contexts;
         options.n_threads = arguments.n_threads;
         options.plant = arguments.plant;
+        options.with_budget = arguments.budget;
         std::vector<Op> ops;
         try {
             ops = random_operations(seed, n, arguments.only);

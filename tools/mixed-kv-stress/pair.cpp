@@ -18,7 +18,7 @@ int bits_of(const std::string& format) { return format == "f16" ? 16 : std::stoi
 
 }  // namespace
 
-PairOptions PairOptions::random(Random& random, int n_threads) {
+PairOptions PairOptions::random(Random& random, int n_threads, bool with_budget) {
     PairOptions o;
     o.n_threads = n_threads;
     o.n_sequences = std::array{1, 2, 3, 4}[std::size_t(random.between(0, 3))];
@@ -44,7 +44,26 @@ PairOptions PairOptions::random(Random& random, int n_threads) {
         default:
             break;
     }
+    if (with_budget) {
+        if (o.window == kWindowOverAll) o.window = 16;
+        constexpr std::array<std::array<const char*, 3>, 3> kLadders{
+            {{"q8", "q6", "q5"}, {"q8", "q4", ""}, {"q8", "q4", "q3"}}};
+        for (const char* rung : kLadders[std::size_t(random.between(0, 2))]) {
+            if (*rung != 0) o.ladder.emplace_back(rung);
+        }
+        o.budget = int(random.between(35, 80));
+        o.key_format = o.value_format = o.ladder.back();
+    }
     return o;
+}
+
+std::string PairOptions::settings() const {
+    if (budget > 0) {
+        std::string text = fmt::format("window={},sinks={},budget={}%,ladder=f16", window, sinks, budget);
+        for (const std::string& format : ladder) text += ',' + format;
+        return text;
+    }
+    return fmt::format("window={},sinks={},k={},v={}", window, sinks, key_format, value_format);
 }
 
 bool PairOptions::exact() const {
@@ -52,8 +71,8 @@ bool PairOptions::exact() const {
 }
 
 std::string PairOptions::text() const {
-    return fmt::format("n_ctx={} n_seq={} {} n_ubatch={} window={} sinks={} k={} v={}", n_ctx, n_sequences,
-                       unified ? "unified" : "streams", n_ubatch, window, sinks, key_format, value_format);
+    return fmt::format("n_ctx={} n_seq={} {} n_ubatch={} {}", n_ctx, n_sequences,
+                       unified ? "unified" : "streams", n_ubatch, settings());
 }
 
 Pair::Pair(const Subject& subject, const PairOptions& options, Figures& figures)
@@ -61,15 +80,22 @@ Pair::Pair(const Subject& subject, const PairOptions& options, Figures& figures)
     note("create " + options.text());
     n_vocab_ = std::size_t(llama_vocab_n_tokens(llama_model_get_vocab(subject.host)));
     char error[256] = "";
-    const std::string settings = fmt::format("window={},sinks={},k={},v={}", options.window, options.sinks,
-                                             options.key_format, options.value_format);
-    if (subject.plugin->configure(settings.c_str(), error, sizeof error) == 0)
-        throw std::runtime_error(error);
+    const auto configure = [&] {
+        if (subject.plugin->configure(options_.settings().c_str(), error, sizeof error) == 0)
+            throw std::runtime_error(error);
+    };
+    configure();
     llama_context_params params = context_params();
     host_ = llama_init_from_model(subject.host, params);
     params.cb_eval = on_node;
     params.cb_eval_user_data = this;
     ours_ = llama_init_from_model(subject.ours, params);
+    // Windows and sinks of short contexts may need more.
+    while (ours_ == nullptr && options_.budget > 0 && options_.budget < 100) {
+        options_.budget = std::min(100, options_.budget + 10);
+        configure();
+        ours_ = llama_init_from_model(subject.ours, params);
+    }
     if (host_ == nullptr || ours_ == nullptr) {
         llama_free(host_);
         llama_free(ours_);
@@ -116,7 +142,7 @@ Tolerance Pair::tolerance() const {
     t.exact = options_.exact();
     t.n_layer = subject_.n_layer;
     t.attention_sigma = subject_.attention_sigma;
-    t.encodings = encodings_;
+    t.encodings = encodings_ + (options_.budget > 0 ? double(options_.ladder.size()) - 1 : 0);
     t.shifts = shifts_;
     return t;
 }
@@ -244,6 +270,21 @@ void Pair::check_rows() {
             fmt::format("{}: NMSE {:.3g}, {:.3g} times its bound", error.where, error.nmse, error.worst));
 }
 
+void Pair::check_budget() const {
+    if (options_.budget == 0) return;
+    mixed_kv_counters c = {};
+    subject_.plugin->counters(&c);
+    std::vector<mixed_kv_tensor_info> tensors(subject_.plugin->tensors(nullptr, 0));
+    subject_.plugin->tensors(tensors.data(), tensors.size());
+    std::uint64_t spare = 0;  // a page of each tensor
+    for (const mixed_kv_tensor_info& t : tensors)
+        spare += std::uint64_t(64 * 2) * std::uint64_t(t.n_head) * std::uint64_t(t.head_dim);
+    const std::uint64_t held = c.hot_bytes + c.cold_bytes + c.overlay_bytes;
+    if (held > c.budget_bytes + spare)
+        throw Mismatch(fmt::format("{} bytes of pages, budgets allow {} and {} of spare room", held,
+                                   c.budget_bytes, spare));
+}
+
 Pair::KeptRows Pair::kept_rows(llama_seq_id sequence, llama_pos end) const {
     std::vector<std::uint8_t> state(llama_state_seq_get_size(ours_, sequence));
     state.resize(llama_state_seq_get_data(ours_, state.data(), state.size(), sequence));
@@ -263,7 +304,8 @@ void Pair::check_kept(const std::vector<KeptRows>& moments) {
             for (std::size_t t = 0; t < tensors.size(); ++t) {
                 if (tensors[t] == before[t]) continue;
                 const int n = ++changes[{position, t}];
-                if (n > 1 || options_.exact())
+                const int most = options_.budget > 0 ? int(options_.ladder.size()) : 1;
+                if (n > most || options_.exact())
                     throw Mismatch(
                         fmt::format("the row at position {}, which nobody wrote, has changed {} times "
                                     "(tensor {} of its layers)",

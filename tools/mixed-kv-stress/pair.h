@@ -51,8 +51,12 @@ struct PairOptions {
     bool unified = true;
     int window = 16, sinks = 4;
     std::string key_format = "q8", value_format = "q8";
+    // Instead of formats: a share of F16 in percent, and the ladder below f16. 0: no budget.
+    int budget = 0;
+    std::vector<std::string> ladder;
 
-    static PairOptions random(Random& random, int n_threads);
+    static PairOptions random(Random& random, int n_threads, bool with_budget);
+    std::string settings() const;
     std::string text() const;
     bool exact() const;
 };
@@ -117,6 +121,8 @@ class Pair {
     // One token more for every sequence, compared and removed again.
     void probe(Random& random);
     void check_metadata() const;
+    // All caches together are within their budgets, when all of them have one.
+    void check_budget() const;
     void check_rows();
     // Rows of our cache at positions below `end` of a sequence, by position, all tensors of a row in one.
     // Between moments at which nobody has written them, each may have changed once, when it was rounded;

@@ -15,6 +15,7 @@ struct RunOptions {
     bool has_values = true, sliding_window = false;
     std::uint64_t seed = 1;
     int n_pairs = 3, n_threads = 1;
+    bool with_budget = false;
     int plant = -1;  // after this operation a fault is planted (the tool's own test)
 };
 

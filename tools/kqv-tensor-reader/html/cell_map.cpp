@@ -41,6 +41,9 @@ CellMap map_cells(const trace::TraceRecord& record, Side side) {
     const std::vector<CellPlace> places = trace::locate_cells(record, part);
     const int64_t row_bytes =
         part.cells.empty() ? 0 : int64_t(part.rows.bytes.size()) / int64_t(part.cells.size());
+    const std::vector<std::string> formats = trace::cold_formats_of(part.cold);
+    const bool is_value = &part == &record.v;
+    const int64_t head_dim = is_value ? record.head_dim_v : record.head_dim_k;
     const char* row_format = trace::ggml_type_info(part.rows.type).name;
     CellMap map;
     map.parts.resize(places.size());
@@ -64,8 +67,13 @@ CellMap map_cells(const trace::TraceRecord& record, Side side) {
                 if (place.where == CellPlace::Where::row) {
                     at = parts.add_cell(PageParts::kRows, {exact, row_format, 0, 0}, row_bytes);
                 } else if (place.where == CellPlace::Where::page) {
-                    const int64_t block_bytes = part.cold.block_bytes * record.n_head_kv;
-                    at = parts.add_cell(place.index, {"block", part.cold.format, 0, block_bytes}, 0);
+                    const std::string& name = formats[size_t(part.pages[size_t(place.index)].format)];
+                    const ColdFormat* format = find_cold_format(name);
+                    const int64_t head_bytes =
+                        format == nullptr ? part.cold.block_bytes
+                                          : int64_t(format->block_bytes(
+                                                is_value ? KvRole::value : KvRole::key, int(head_dim)));
+                    at = parts.add_cell(place.index, {"block", name, 0, head_bytes * record.n_head_kv}, 0);
                 }
             }
             map.pages.push_back(std::move(page));
