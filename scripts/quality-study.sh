@@ -2,18 +2,27 @@
 # The study behind docs/quality.md: what window, sinks and widths cost on the bundled models.
 #   scripts/quality-study.sh OUT [CHUNKS] [BIN]
 # Leaves tables (Markdown and JSON) and plots in OUT. Can be stopped and run again: results are kept in OUT and not
-# computed twice. CHUNKS: contexts of each text (default 3). BIN: folder of mixed-kv-eval (default build/bin).
+# computed twice. CHUNKS: contexts of each text (default 8; intervals need 4). BIN: folder of mixed-kv-eval (default
+# build/bin).
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?usage: quality-study.sh OUT [CHUNKS] [BIN]}
-chunks=${2:-3}
+chunks=${2:-8}
 bin=${3:-$root/build/bin}
 mkdir -p "$out"
 
 hosts="host:f16 host:q8_0 host:q5_1 host:q5_0 host:q4_1 host:q4_0 host:iq4_nl"
 norot="host:q8_0:norot host:q5_0:norot host:q4_0:norot host:iq4_nl:norot"
 presets="mixed:quality mixed:balanced mixed:small"
+
+# Like for like: with the presets' windows and sinks the host's types; one format for all cold rows, ours and the
+# host's, with the rows in FP16 of `balanced` and without any.
+same=""
+for type in q8_0 q5_0 q4_0; do
+    for rows in 128+4 64+4 32+4 0+0; do same="$same host:$type+$rows"; done
+done
+for format in q8 q6 q5 q4 q3 q2; do same="$same mixed:k=$format,v=$format,window=64,sinks=4 format:$format+0+0"; done
 
 # study NAME MODEL TEXT CONTEXT UBATCH CONFIGS [more options]
 study() {
@@ -30,6 +39,7 @@ study() {
 
 first="tiny-recall.gguf eval.txt 2048"
 second="outliers/tiny-outliers.gguf outliers/eval-addresses.txt 1024"
+models="first second"
 
 widths=""
 for k in q8 q6 q5 q4 q3 q2; do
@@ -41,10 +51,12 @@ grid() { # of one width
     done
 }
 
-for model in first second; do
+for model in $models; do
     eval "set -- \$$model"
     baseline="--baseline host:q4_0"
     study "$model-formats" "$1" "$2" "$3" 64 "$hosts $norot $presets" $baseline
+    study "$model-same" "$1" "$2" "$3" 64 "host:q4_0 $presets $same" $baseline
+    study "$model-same-1024" "$1" "$2" 1024 64 "host:q4_0 $presets $same" $baseline
     study "$model-widths" "$1" "$2" "$3" 64 "host:q4_0 $widths" $baseline
     for width in q4 q3 q2; do study "$model-grid-$width" "$1" "$2" "$3" 64 "host:q4_0 $(grid $width)" $baseline; done
     for ubatch in 1 32 512; do
@@ -52,18 +64,25 @@ for model in first second; do
     done
 done
 
+# A second text, for the models that were tuned on their own.
+study first-novels tiny-recall.gguf novels/eval-novels.txt 2048 64 "host:q4_0 $presets $same" --baseline host:q4_0
+study second-novels outliers/tiny-outliers.gguf novels/eval-novels.txt 1024 64 "host:q4_0 $presets $same" --baseline host:q4_0
+
 # Recall and greedy continuations, by preset. These are not kept: each run computes them again.
-for model in first second; do
+for model in $models; do
     eval "set -- \$$model"
-    recall=$([ "$model" = first ] && echo recall.jsonl || echo outliers/recall-outliers.jsonl)
+    case $model in
+        first) recall=recall.jsonl ;;
+        second) recall=outliers/recall-outliers.jsonl ;;
+    esac
     "$bin/mixed-kv-eval" -m "$root/models/$1" -f "$root/models/$2" -c "$3" --ubatch 64 -t 1 --chunks "$chunks" \
         --configs "host:q4_0 $presets mixed:k=q2,v=q2" --resume "$out/results.jsonl" --plot "$out/$model" \
-        --recall "$root/models/$recall" --greedy 256 > "$out/$model-recall.md"
+        --recall "$root/models/$recall" --greedy 256 --greedy-prompts 40 > "$out/$model-recall.md"
     echo "$out/$model-recall.md"
 done
 
 # A budget that a calibration divides, beside the presets of about its size.
-for model in first second; do
+for model in $models; do
     eval "set -- \$$model"
     file=$out/$model.kv-calibration
     [ -s "$file" ] || "$bin/mixed-kv-eval" --calibrate "$root/models/$1" -f "$root/models/$2" -c "$3" --ubatch 64 -t 1 \

@@ -25,6 +25,13 @@ for file in $(ls "$datasets"/moby-dick/data/chapter_*.txt | sort -V); do
     cat "$file"; printf '\n\f\n'
 done > "$work/raw/moby_dick.txt"
 
+# The package's data alone: R is not needed.
+novels="$work/novels"
+mkdir -p "$novels"
+(cd "$novels" && apt-get download r-cran-janeaustenr && dpkg -x r-cran-janeaustenr_*.deb .)
+/usr/bin/python3 "$(dirname "$0")/novels.py" "$novels/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb" \
+    > "$work/raw/novels.txt"
+
 cat "$datasets"/female-first-names-en/data/names.txt \
     "$datasets"/male-first-names-en/data/names.txt > "$work/raw/first_names.txt"
 wc -c "$work"/raw/*.txt

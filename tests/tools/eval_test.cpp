@@ -55,6 +55,57 @@ TEST(Eval, JsonHasTheAgreedFields) {
     EXPECT_GT(configs[4].at("kld_mean"), configs[1].at("kld_mean"));
 }
 
+// Other caches' rows in a cache with our window are stored when ours would be, and through the same codecs.
+TEST(Eval, CodedRowsAreThoseOfRealCaches) {
+    const CommandResult result = run_tool(
+        "mixed-kv-eval",
+        {"-m", kModel, "-f", kText, "-c", "512", "--ubatch", "64", "-t", "1", "--chunks", "2", "--json",
+         "--configs",
+         "mixed:k=q4,v=q3,window=64,sinks=4,format:q4/q3+64+4,host:q4_0,host:q4_0+0+0,host:q4_0+64+4,"
+         "host:q4_0:norot,host:q4_0:norot+0+0,format:q4/"
+         "q3+0+0,mixed:k=q2,v=q2,window=100,sinks=0,format:q2+100+0"});
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const nlohmann::json configs = result.json().at("configs");
+    const auto kld = [&](std::size_t i) { return configs.at(i).at("kld_mean").get<double>(); };
+    const auto bits = [&](std::size_t i) { return configs.at(i).at("bits_per_value").get<double>(); };
+    EXPECT_NEAR(kld(1) / kld(0), 1, 0.05) << "ours, by the real cache and as rows";
+    EXPECT_NEAR(bits(1), bits(0), 0.01);
+    EXPECT_NEAR(kld(9) / kld(8), 1, 0.05) << "a window that ends within a page";
+    EXPECT_NEAR(bits(9), bits(8), 0.01);
+    EXPECT_NEAR(kld(3) / kld(2), 1, 0.15) << "llama.cpp's, whose own kernels round the query, too";
+    EXPECT_DOUBLE_EQ(bits(3), 4.5);
+    EXPECT_NEAR(kld(6) / kld(5), 1, 0.15);
+    EXPECT_LT(kld(4), 0.5 * kld(3));
+    EXPECT_GT(bits(4), bits(3));
+    EXPECT_GT(kld(7), kld(1));
+    EXPECT_LT(bits(7), bits(1));
+    for (const std::size_t i : {1, 3, 4, 7}) EXPECT_TRUE(configs.at(i).at("cold").get<bool>()) << i;
+}
+
+// 95 % intervals need a few contexts.
+TEST(Eval, IntervalsOverContexts) {
+    const auto with = [](const char* chunks) {
+        const CommandResult result =
+            run_tool("mixed-kv-eval",
+                     {"-m", kModel, "-f", kText, "-c", "128", "--ubatch", "64", "-t", "1", "--chunks", chunks,
+                      "--configs", "host:q4_0,host:q5_0,f16", "--baseline", "host:q4_0", "--json"});
+        EXPECT_EQ(result.exit_status, 0) << result.err;
+        return result.json().at("configs");
+    };
+    const nlohmann::json some = with("5"), few = with("3");
+    for (const char* figure : {"kld_mean", "kld_p999", "top1", "kld_mean_ratio", "kld_p999_ratio"}) {
+        const std::string field = std::string(figure) + "_interval";
+        ASSERT_EQ(some[1].at(field).size(), 2U) << figure;
+        EXPECT_LT(some[1].at(field)[0], some[1].at(field)[1]) << figure;
+        EXPECT_LE(some[1].at(field)[0], some[1].at(figure)) << figure;
+        EXPECT_GE(some[1].at(field)[1], some[1].at(figure)) << figure;
+        EXPECT_TRUE(few[1].at(field).is_null()) << figure;
+    }
+    EXPECT_EQ(some[0].at("kld_mean_ratio_interval")[0], 1.0) << "the baseline against itself";
+    EXPECT_EQ(some[0].at("kld_mean_ratio_interval")[1], 1.0);
+    EXPECT_EQ(some[2].at("kld_mean_interval")[1], 0.0) << "the reference against itself";
+}
+
 // A run that is taken up again gives what it would have given; configurations can be added.
 TEST(Eval, ResumesFromWhatIsThere) {
     const std::string path = scratch_folder() + "/progress.jsonl";
@@ -184,6 +235,20 @@ TEST(Eval, BadInputIsOneLine) {
         {{"-m", kModel, "--configs", "mixed:k=q9"}, "q9"},
         {{"-m", kModel, "--configs", "mixed:best"}, "best"},
         {{"-m", kModel, "--configs", "host:q9"}, "q9"},
+        {{"-m", kModel, "--configs", "host:q9+64+4"}, "q9"},
+        {{"-m", kModel, "--configs", "host:q4_0+64"}, "+WINDOW+SINKS"},
+        {{"-m", kModel, "--configs", "host:q4_0+64+"}, "+WINDOW+SINKS"},
+        {{"-m", kModel, "--configs", "host:q4_0+64+4+1"}, "'+1' behind"},
+        {{"-m", kModel, "--configs", "host:q4_0+64+4x"}, "'x' behind"},
+        {{"-m", kModel, "--configs", "host:q4_0++4"}, "+WINDOW+SINKS"},
+        {{"-m", kModel, "--configs", "host:q4_0+-1+4"}, "+WINDOW+SINKS"},
+        {{"-m", kModel, "--configs", "host:q4_0+99999999999999999999+4"}, "+WINDOW+SINKS"},
+        {{"-m", kModel, "--configs", "host:f16+64+4"}, "quantized type"},
+        {{"-m", kModel, "--configs", "format:q4"}, "+WINDOW+SINKS is missing"},
+        {{"-m", kModel, "--configs", "format:q4_0+64+4"}, "q4_0"},
+        {{"-m", kModel, "--configs", "format:q4/+64+4"}, "not ''"},
+        {{"-m", kModel, "--configs", "format:q4+0+0", "--ubatch", "32"}, "--ubatch"},
+        {{"-m", kModel, "--configs", "format:q4+0+0", "--greedy", "8"}, "--greedy"},
         {{"-m", kModel, "--configs", "f16", "--baseline", "host:q4_0"}, "--baseline"},
         {{"-m", kModel, "--configs", "f16", "--first-chunk", "100000"}, "--first-chunk"},
         {{"-m", kModel, "--configs", "f16", "--greedy", "200"}, "half of the context"},
@@ -194,6 +259,10 @@ TEST(Eval, BadInputIsOneLine) {
         EXPECT_NE(result.exit_status, 0);
         EXPECT_EQ(result.err_lines().size(), 1U) << result.err;
         EXPECT_NE(result.err.find(says), std::string::npos) << result.err;
+    }
+    for (const char* config :
+         {"host:q4_0+64", "host:q4_0+64+4+1", "host:q9+64+4", "host:f16+64+4", "format:q4"}) {
+        EXPECT_EQ(eval({"-m", kModel, "--configs", config}).exit_status, 1) << config;
     }
 }
 

@@ -8,13 +8,9 @@
 
 namespace mixed_kv::tools {
 
-namespace {
-
-bool is_kv_name(const char* name) {
+bool is_kv_tensor_name(const char* name) {
     return std::strncmp(name, "cache_k_l", 9) == 0 || std::strncmp(name, "cache_v_l", 9) == 0;
 }
-
-}  // namespace
 
 bool HostKvTensors::on_node(ggml_tensor* node, bool ask, void* self) {
     auto& found = *static_cast<HostKvTensors*>(self);
@@ -24,7 +20,7 @@ bool HostKvTensors::on_node(ggml_tensor* node, bool ask, void* self) {
     for (const ggml_tensor* source : node->src) {
         const ggml_tensor* root =
             source == nullptr || source->view_src == nullptr ? source : source->view_src;
-        if (root == nullptr || !is_kv_name(root->name) || root->buffer == nullptr ||
+        if (root == nullptr || !is_kv_tensor_name(root->name) || root->buffer == nullptr ||
             !ggml_backend_buffer_is_host(root->buffer)) {
             continue;
         }

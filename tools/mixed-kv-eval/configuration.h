@@ -1,17 +1,22 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/llama_handles.h"
 #include "common/plugin.h"
+#include "mixed-kv-eval/coded_rows.h"
 
 namespace mixed_kv::tools {
 
 // One cache to evaluate. Names:
 //   f16                                    our storage, everything exact, float32 accumulation: the reference
 //   host:TYPE[:norot]                      llama.cpp's own cache; norot: LLAMA_ATTN_ROT_DISABLE=1
+//   host:TYPE[:norot]+WINDOW+SINKS         that type's rows in a cache with a window and sinks (ExactRows):
+//                                          like for like beside ours, ggml's functions on our exact rows
+//   format:K[/V]+WINDOW+SINKS              the same with our formats; +0+0: no row in FP16 at all
 //   mixed:balanced                         a preset
 //   mixed:small,window=128                 a preset with settings changed
 //   mixed:k=q4,v=q4,window=128,sinks=8     our cache; what is not named is the default preset's
@@ -23,6 +28,13 @@ struct Configuration {
     std::string settings;  // for mixed_kv_api.configure
     ggml_type host_type = GGML_TYPE_F16;
     bool rotation = true;
+    // Exact rows of the plugin's, put through a codec: host_type's, or that of formats of ours (null: FP16).
+    std::optional<ExactRows> coded;
+    bool has_formats = false;
+    const ColdFormat *key_format = nullptr, *value_format = nullptr;
+
+    // Some of its rows are cold once there are enough.
+    bool has_window() const { return coded || name.rfind("mixed", 0) == 0; }
 };
 
 // Throws UsageError for a name that is none of the above.
@@ -53,6 +65,7 @@ class EvaluatedCache {
   private:
     std::string name_;
     const Plugin& plugin_;
+    std::unique_ptr<CodedRows> coded_;
     std::unique_ptr<Context> context_;
     bool ours_;
     double host_bits_ = 16;

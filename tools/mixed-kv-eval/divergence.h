@@ -27,6 +27,9 @@ class Divergence {
     };
     Summary summary() const;
 
+    const std::vector<double>& kld() const { return kld_; }
+    std::size_t same_top() const { return same_top_; }
+
     // All of it, for files that a run is taken up from.
     nlohmann::json to_json() const;
     static Divergence from_json(const nlohmann::json& json);  // throws nlohmann's exceptions

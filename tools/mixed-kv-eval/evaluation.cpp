@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "mixed-kv-eval/progress_file.h"
 
@@ -34,17 +35,19 @@ struct Candidate {
     Configuration configuration;
     std::unique_ptr<EvaluatedCache> cache;
     ChunkResult sum;
+    std::vector<Divergence> contexts;
+
+    void append(const ChunkResult& chunk) {
+        contexts.push_back(chunk.divergence);
+        sum.divergence.append(chunk.divergence);
+        sum.bits_sum += chunk.bits_sum;
+        sum.n_bits += chunk.n_bits;
+        sum.kv_bytes = chunk.kv_bytes;
+        sum.cold = sum.cold || chunk.cold;
+    }
 };
 
 constexpr const char* kNoise = "noise floor";  // the reference again, through other kernels
-
-void append(ChunkResult& sum, const ChunkResult& chunk) {
-    sum.divergence.append(chunk.divergence);
-    sum.bits_sum += chunk.bits_sum;
-    sum.n_bits += chunk.n_bits;
-    sum.kv_bytes = chunk.kv_bytes;
-    sum.cold = sum.cold || chunk.cold;
-}
 
 // What the results depend on besides the configuration and the number of the context.
 std::string progress_key(const EvaluationOptions& options, const llama_model* model,
@@ -88,8 +91,8 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
     std::unique_ptr<EvaluatedCache> reference;
     ProgressFile progress_file(options.progress_path, progress_key(options, plugin_model, tokens));
     std::vector<Candidate> candidates;
-    for (const Configuration& c : configurations) candidates.push_back({c, nullptr, {}});
-    candidates.push_back({parse_configuration("f16:scalar"), nullptr, {}});
+    for (const Configuration& c : configurations) candidates.push_back({c, nullptr, {}, {}});
+    candidates.push_back({parse_configuration("f16:scalar"), nullptr, {}, {}});
     candidates.back().configuration.name = kNoise;
 
     std::vector<double> p, q;
@@ -104,7 +107,7 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
             const std::string& name = candidate.configuration.name;
             if (name == kNoise && c >= options.noise_floor_chunks) continue;
             if (const ChunkResult* done = progress_file.find(name, c)) {
-                append(candidate.sum, *done);
+                candidate.append(*done);
             } else {
                 running.push_back(&candidate);
                 if (!candidate.cache) candidate.cache = make(candidate.configuration);
@@ -147,13 +150,13 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
         for (std::size_t i = 0; i < running.size(); ++i) {
             results[i].kv_bytes = running[i]->cache->kv_bytes();
             progress_file.add(running[i]->configuration.name, c, results[i]);
-            append(running[i]->sum, results[i]);
+            running[i]->append(results[i]);
         }
         progress(c + 1, n_chunks);
     }
 
     Evaluation evaluation;
-    for (const Candidate& candidate : candidates) {
+    for (Candidate& candidate : candidates) {
         Result r;
         r.name = candidate.configuration.name;
         r.divergence = candidate.sum.divergence.summary();
@@ -161,6 +164,8 @@ Evaluation evaluate(const std::vector<Configuration>& configurations, const Plug
         r.kv_bytes = candidate.sum.kv_bytes;
         r.n_chunks = n_chunks;
         r.cold = candidate.sum.cold;
+        r.has_window = candidate.configuration.has_window();
+        r.contexts = std::move(candidate.contexts);
         if (r.name == kNoise) {
             evaluation.noise_floor = r.divergence.kld_mean;
             continue;

@@ -24,7 +24,9 @@ struct Result {
     double bits_per_value = 0;  // mean over the scored positions
     double kv_bytes = 0;        // at the end of a context
     int n_chunks = 0;
-    bool cold = false;  // some row was cold when a position was scored
+    bool cold = false;        // some row was cold when a position was scored
+    bool has_window = false;  // rows become cold, if there are enough
+    std::vector<Divergence> contexts;
 };
 
 struct Evaluation {

@@ -67,7 +67,9 @@ int run(int argc, char** argv) {
         .range(0, kMany);
     command.option(
         "--configs", configs,
-        "f16, host:TYPE[:norot], mixed:PRESET, mixed:k=q4,v=q4,window=64,sinks=4,layers=RULES; a list");
+        "f16, host:TYPE[:norot], mixed:PRESET, mixed:k=q4,v=q4,window=64,sinks=4,layers=RULES; "
+        "host:TYPE+64+4: that type beside a window of 64 rows and 4 sinks; format:K[/V]+64+4: the same with "
+        "our formats, +0+0: no row in FP16; a list");
     command.option("--recall", recall_path, "Recall test of the model (models/recall.jsonl)")
         .value_name("FILE");
     command.option("--recall-contexts", recall_contexts, "Contexts of the recall test; 0: all")
@@ -113,6 +115,14 @@ int run(int argc, char** argv) {
     const auto has_baseline = [&](const Configuration& c) { return c.name == baseline; };
     if (!baseline.empty() && std::none_of(configurations.begin(), configurations.end(), has_baseline)) {
         throw UsageError(fmt::format("--baseline {}: not among the configurations", baseline));
+    }
+    for (const Configuration& c : configurations) {
+        if (greedy_tokens > 0 && c.has_formats && c.coded->none()) {
+            throw std::runtime_error(
+                fmt::format("'{}': --greedy adds row by row, and formats store whole pages: give it a "
+                            "window or sinks",
+                            c.name));
+        }
     }
     const std::string text = read_text_file("the text", text_path);
     capture_log(LogDisplay::nothing);

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
+#include "mixed-kv-eval/intervals.h"
 #include "mixed-kv-eval/plot.h"
 
 namespace mixed_kv::tools {
@@ -18,10 +20,39 @@ const T* find(const std::vector<T>& results, const std::string& name) {
     return found == results.end() ? nullptr : &*found;
 }
 
-// "0.31", or what the table says instead.
-std::string ratio_text(const EvaluationReport& report, double kld, double baseline) {
+// "0.31 [0.28, 0.35]", or what the table says instead.
+std::string ratio_text(const EvaluationReport& report, double kld, double baseline,
+                       const std::optional<Interval>& interval) {
     const auto ratio = resolved_ratio(kld, baseline, report.evaluation.noise_floor);
-    return ratio ? fmt::format("{:.3g}", *ratio) : "not resolved";
+    if (!ratio) return "not resolved";
+    return interval ? fmt::format("{:.3g} [{:.3g}, {:.3g}]", *ratio, interval->low, interval->high)
+                    : fmt::format("{:.3g}", *ratio);
+}
+
+// " [1.2e-04, 1.5e-04]"
+std::string interval_text(const std::optional<Intervals>& all, Interval Intervals::*figure) {
+    if (!all) return "";
+    const Interval& interval = (*all).*figure;
+    return fmt::format(" [{:.1e}, {:.1e}]", interval.low, interval.high);
+}
+
+nlohmann::json interval_json(const Interval& interval) { return {interval.low, interval.high}; }
+
+// The intervals of a result as JSON fields; null where contexts are too few, or nothing is divided by.
+void add_intervals(nlohmann::json& json, const std::optional<Intervals>& all, bool has_baseline) {
+    const auto put = [&](const char* field, const std::optional<Interval>& interval) {
+        json[field] = interval ? interval_json(*interval) : nlohmann::json(nullptr);
+    };
+    put("kld_mean_interval", all ? std::optional(all->kld_mean) : std::nullopt);
+    put("kld_p999_interval", all ? std::optional(all->kld_p999) : std::nullopt);
+    put("top1_interval", all ? std::optional(all->top1) : std::nullopt);
+    if (!has_baseline) return;
+    put("kld_mean_ratio_interval", all ? all->kld_mean_ratio : std::nullopt);
+    put("kld_p999_ratio_interval", all ? all->kld_p999_ratio : std::nullopt);
+}
+
+std::optional<Intervals> intervals_of(const Result& result, const Result* baseline) {
+    return intervals(result.contexts, baseline == nullptr ? nullptr : &baseline->contexts);
 }
 
 double quarter_share(const RecallResult& recall, int quarter) {
@@ -35,7 +66,7 @@ std::optional<double> resolved_ratio(double kld, double baseline, double noise_f
     return kld / baseline;
 }
 
-bool nothing_was_cold(const Result& result) { return !result.cold && result.name.rfind("mixed", 0) == 0; }
+bool nothing_was_cold(const Result& result) { return !result.cold && result.has_window; }
 
 nlohmann::json to_json(const EvaluationReport& report) {
     const Result* baseline = find(report.evaluation.results, report.baseline);
@@ -55,12 +86,17 @@ nlohmann::json to_json(const EvaluationReport& report) {
             {"ppl", r.divergence.ppl},
             {"kv_bytes", r.kv_bytes},
             {"cold", r.cold},
+            {"contexts", r.n_chunks},
         };
         if (baseline != nullptr) {
             const auto ratio = resolved_ratio(r.divergence.kld_mean, baseline->divergence.kld_mean,
                                               report.evaluation.noise_floor);
             c["kld_mean_ratio"] = ratio ? nlohmann::json(*ratio) : nlohmann::json("not resolved");
+            const auto tail = resolved_ratio(r.divergence.kld_p999, baseline->divergence.kld_p999,
+                                             report.evaluation.noise_floor);
+            c["kld_p999_ratio"] = tail ? nlohmann::json(*tail) : nlohmann::json("not resolved");
         }
+        add_intervals(c, intervals_of(r, baseline), baseline != nullptr);
         if (const RecallResult* recall = find(report.recalls, r.name)) {
             c["recall"] = recall->score();
             c["recall_trials"] = recall->n;
@@ -101,13 +137,18 @@ std::string to_markdown(const EvaluationReport& report) {
         const auto& d = r.divergence;
         const bool below = d.kld_mean < 3 * evaluation.noise_floor;
         unresolved = unresolved || below;
-        text +=
-            fmt::format("| {} | {:.2f} | {:.2e}{} | {:.1e} | {:.1e} | {:.1e} | {:.2f} | {:.4f} | {:.3f} |",
-                        r.name, r.bits_per_value, d.kld_mean, below ? " (*)" : "", d.kld_median, d.kld_p99,
-                        d.kld_p999, 100 * d.top1, d.rms_delta_p, d.ppl);
+        const std::optional<Intervals> trust = intervals_of(r, baseline);
+        text += fmt::format(
+            "| {} | {:.2f} | {:.2e}{}{} | {:.1e} | {:.1e} | {:.1e}{} | {:.2f} | {:.4f} | {:.3f} |", r.name,
+            r.bits_per_value, d.kld_mean, interval_text(trust, &Intervals::kld_mean), below ? " (*)" : "",
+            d.kld_median, d.kld_p99, d.kld_p999, interval_text(trust, &Intervals::kld_p999), 100 * d.top1,
+            d.rms_delta_p, d.ppl);
         if (baseline != nullptr) {
-            text += fmt::format(" {} / {} |", ratio_text(report, d.kld_mean, baseline->divergence.kld_mean),
-                                ratio_text(report, d.kld_p999, baseline->divergence.kld_p999));
+            text += fmt::format(" {} / {} |",
+                                ratio_text(report, d.kld_mean, baseline->divergence.kld_mean,
+                                           trust ? trust->kld_mean_ratio : std::nullopt),
+                                ratio_text(report, d.kld_p999, baseline->divergence.kld_p999,
+                                           trust ? trust->kld_p999_ratio : std::nullopt));
         }
         if (!report.recalls.empty()) {
             const RecallResult* recall = find(report.recalls, r.name);
@@ -123,6 +164,15 @@ std::string to_markdown(const EvaluationReport& report) {
     for (const Result& r : evaluation.results) {
         if (nothing_was_cold(r)) text += fmt::format("\n{}: nothing was cold where it was scored\n", r.name);
     }
+    if (!evaluation.results.empty()) {
+        const int n = evaluation.results.front().n_chunks;
+        text += n < int(kLeastContexts)
+                    ? fmt::format("\n{} contexts: too few for intervals\n", n)
+                    : fmt::format(
+                          "\n[ ]: 95 % intervals over {} contexts, drawn again {} times with replacement, "
+                          "the same for every cache\n",
+                          n, kDraws);
+    }
     if (unresolved) text += "\n(*) below three times the noise floor: not resolved\n";
     return text;
 }
@@ -130,15 +180,20 @@ std::string to_markdown(const EvaluationReport& report) {
 std::string to_csv(const EvaluationReport& report) {
     std::string text =
         "name,bits_per_value,kld_mean,kld_median,kld_p99,kld_p999,top1,rms_delta_p,ppl,kv_bytes,recall,"
-        "greedy\n";
+        "greedy,kld_mean_low,kld_mean_high,kld_p999_low,kld_p999_high\n";
     for (const Result& r : report.evaluation.results) {
         const auto& d = r.divergence;
         const RecallResult* recall = find(report.recalls, r.name);
         const GreedyResult* greedy = find(report.greedy, r.name);
-        text += fmt::format("\"{}\",{},{},{},{},{},{},{},{},{},{},{}\n", r.name, r.bits_per_value, d.kld_mean,
-                            d.kld_median, d.kld_p99, d.kld_p999, d.top1, d.rms_delta_p, d.ppl, r.kv_bytes,
-                            recall == nullptr ? std::string() : std::to_string(recall->score()),
-                            greedy == nullptr ? std::string() : std::to_string(greedy->mean()));
+        const std::optional<Intervals> trust = intervals_of(r, nullptr);
+        const auto ends = [&](Interval Intervals::*figure) {
+            return trust ? fmt::format("{},{}", ((*trust).*figure).low, ((*trust).*figure).high) : ",";
+        };
+        text += fmt::format("\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.name, r.bits_per_value,
+                            d.kld_mean, d.kld_median, d.kld_p99, d.kld_p999, d.top1, d.rms_delta_p, d.ppl,
+                            r.kv_bytes, recall == nullptr ? std::string() : std::to_string(recall->score()),
+                            greedy == nullptr ? std::string() : std::to_string(greedy->mean()),
+                            ends(&Intervals::kld_mean), ends(&Intervals::kld_p999));
     }
     return text;
 }
@@ -146,24 +201,29 @@ std::string to_csv(const EvaluationReport& report) {
 std::string kld_plot(const EvaluationReport& report) {
     Plot plot{
         "Divergence from exact F16 rows", "bits per value, everything included", "mean KLD (nats)", true, {}};
-    // The host's types are a family; ours are points of their own.
-    Plot::Series host{"llama.cpp", {}, {}, true};
-    std::vector<const Result*> hosts;
+    // The host's types are a family, with the same window and sinks another; ours are points of their own.
+    std::map<std::string, std::vector<const Result*>> families;  // by "+WINDOW+SINKS"
     for (const Result& r : report.evaluation.results) {
         const bool is_host = r.name.rfind("host:", 0) == 0;
         if (is_host && r.name.find(":norot") == std::string::npos && r.name != "host:f16") {
-            hosts.push_back(&r);
+            const auto plus = r.name.find('+');
+            families[plus == std::string::npos ? "" : r.name.substr(plus)].push_back(&r);
         } else if (r.name != "f16" && r.name != "host:f16") {
             plot.series.push_back({r.name, {r.bits_per_value}, {r.divergence.kld_mean}, false});
         }
     }
-    std::sort(hosts.begin(), hosts.end(),
-              [](const Result* a, const Result* b) { return a->bits_per_value < b->bits_per_value; });
-    for (const Result* r : hosts) {
-        host.x.push_back(r->bits_per_value);
-        host.y.push_back(r->divergence.kld_mean);
+    std::vector<Plot::Series> hosts;
+    for (auto& [suffix, results] : families) {
+        std::sort(results.begin(), results.end(),
+                  [](const Result* a, const Result* b) { return a->bits_per_value < b->bits_per_value; });
+        Plot::Series series{"llama.cpp" + (suffix.empty() ? "" : " " + suffix), {}, {}, true};
+        for (const Result* r : results) {
+            series.x.push_back(r->bits_per_value);
+            series.y.push_back(r->divergence.kld_mean);
+        }
+        hosts.push_back(std::move(series));
     }
-    plot.series.insert(plot.series.begin(), host);
+    plot.series.insert(plot.series.begin(), hosts.begin(), hosts.end());
     return plot.to_svg();
 }
 

@@ -16,15 +16,14 @@ struct EvaluationReport {
     Evaluation evaluation;
     std::vector<RecallResult> recalls;  // of all configurations, or empty
     std::vector<GreedyResult> greedy;
-    // Mean and 99.9 % KLD are given relative to this configuration's too; empty: no.
+    // Mean and 99.9 % KLD are also given relative to this configuration's; empty: no.
     std::string baseline;
 };
 
 // A ratio of two mean KLDs. nullopt: not resolved, one of them is below three times the noise floor.
 std::optional<double> resolved_ratio(double kld, double baseline, double noise_floor);
 
-// A result of our cache that says nothing about cold rows, since there were none. Not of "f16", which has
-// none.
+// A result that says nothing about cold rows, since there were none. Not of a cache that never has any.
 bool nothing_was_cold(const Result& result);
 
 nlohmann::json to_json(const EvaluationReport& report);
