@@ -32,8 +32,12 @@ case "${1:-test}" in
 esac
 
 [ "$(uname -s)" = Linux ] || fail "needs Linux, this is $(uname -s)"
-[ "$(uname -m)" = x86_64 ] ||
-    fail "the pinned llama.cpp is for x86-64, this is $(uname -m): build with -DMIXED_KV_LLAMA_ROOT=... (README.md)"
+case "$(uname -m)" in
+    x86_64) npm_root=node_modules/@node-llama-cpp/linux-x64/bins/linux-x64 platform= ;;
+    # npm would refuse the packages for x86-64 that package.json names.
+    aarch64) npm_root=.deps/linux-arm64 platform=--force ;;
+    *) fail "the pinned llama.cpp is for x86-64 and 64-bit Arm, this is $(uname -m): build with -DMIXED_KV_LLAMA_ROOT=... (README.md)" ;;
+esac
 
 mkdir -p "$stamps"
 exec 9>.deps/setup.lock
@@ -87,7 +91,6 @@ done
 
 # --- the pinned llama.cpp from npm -------------------------------------------------------------------------
 
-npm_root=node_modules/@node-llama-cpp/linux-x64/bins/linux-x64
 bundle=node_modules/node-llama-cpp/llama/gitRelease.bundle
 
 # node-llama-cpp itself, which only the tests run, needs Node 20; Debian 12 has 18. The tests then use the Node
@@ -98,13 +101,15 @@ if { [ "$node_major" -ge 20 ] && [[ "$groups" != *browser* ]]; } || [[ "$groups"
     omit="$omit --omit=dev"
 fi
 
+[ "$npm_root" != .deps/linux-arm64 ] || scripts/fetch-llama-arm64.sh || fail "no llama.cpp for 64-bit Arm; see above"
+
 npm_key=$(cat package.json package-lock.json .npmrc | sha256sum | cut -d ' ' -f 1)
 npm_has() { [ -f "$npm_root/libggml-base.so" ] && [ -f "$bundle" ] && [ "$(cat "$stamps/$1" 2>/dev/null)" = "$npm_key" ]; }
 # A complete installation also serves those who ask for less.
 if ! npm_has npm-all && { [[ "$omit" != *dev* ]] || ! npm_has npm; }; then
     say "installing the pinned llama.cpp and node-llama-cpp from npm"
     rm -f "$stamps/npm" "$stamps/npm-all"
-    npm ci $omit --ignore-scripts --no-audit --no-fund --prefer-offline \
+    npm ci $omit $platform --ignore-scripts --no-audit --no-fund --prefer-offline \
         --fetch-retries=3 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=8000 >"$log.npm" 2>&1 ||
         fail "npm ci failed (no network?): $(grep -m 1 '^npm \(ERR!\|error\)' "$log.npm" || true) (details in $log.npm)"
     [ -f "$npm_root/libggml-base.so" ] || fail "npm brought no $npm_root/libggml-base.so; details in $log"

@@ -1,6 +1,9 @@
 #include "kernels/cpu_features.h"
 
+#include <cstddef>
 #include <cstdint>
+
+#include "kernels/arm_features.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -8,6 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace mixed_kv::kernels {
@@ -92,6 +99,37 @@ bool cpu_has_avx2() noexcept { return false; }
 bool cpu_has_avxvnni() noexcept { return false; }
 bool cpu_has_avx512() noexcept { return false; }
 bool cpu_has_amx() noexcept { return false; }
+
+#endif
+
+#if defined(__aarch64__)
+namespace {
+
+ArmFeatures arm_features() noexcept {
+#if defined(__linux__)
+    return arm_features_of_linux(getauxval(AT_HWCAP), getauxval(AT_HWCAP2));
+#elif defined(__APPLE__)
+    return arm_features_of_macos([](const char* name) noexcept {
+        int value = 0;
+        std::size_t size = sizeof value;
+        return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+    });
+#else
+    return {};
+#endif
+}
+
+}  // namespace
+
+bool cpu_has_neon() noexcept { return true; }
+bool cpu_has_dotprod() noexcept { return arm_features().dotprod; }
+bool cpu_has_i8mm() noexcept { return arm_features().i8mm; }
+
+#else
+
+bool cpu_has_neon() noexcept { return false; }
+bool cpu_has_dotprod() noexcept { return false; }
+bool cpu_has_i8mm() noexcept { return false; }
 
 #endif
 

@@ -13,4 +13,8 @@ bool cpu_has_avx512() noexcept;   // AVX-512 F, BW, VL, DQ, VNNI, and the OS kee
 // lets this process use them: Linux wants to be asked, which this does, and may refuse.
 bool cpu_has_amx() noexcept;
 
+bool cpu_has_neon() noexcept;     // any 64-bit Arm CPU
+bool cpu_has_dotprod() noexcept;  // SDOT: Cortex-A76, Neoverse N1, Apple M1
+bool cpu_has_i8mm() noexcept;     // that and USMMLA: Neoverse V1, N2, Cortex-X2, Apple M2
+
 }  // namespace mixed_kv::kernels

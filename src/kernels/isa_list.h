@@ -26,6 +26,21 @@ namespace avx2 {
 extern const KernelSet kKernelSet;
 }
 #endif
+#if defined(MIXED_KV_HAVE_I8MM)
+namespace i8mm {
+extern const KernelSet kKernelSet;
+}
+#endif
+#if defined(MIXED_KV_HAVE_DOTPROD)
+namespace dotprod {
+extern const KernelSet kKernelSet;
+}
+#endif
+#if defined(MIXED_KV_HAVE_NEON)
+namespace neon {
+extern const KernelSet kKernelSet;
+}
+#endif
 namespace scalar {
 extern const KernelSet kKernelSet;
 }
@@ -42,6 +57,15 @@ inline constexpr const KernelSet* kKernelSets[] = {
 #endif
 #if defined(MIXED_KV_HAVE_AVX2)
     &avx2::kKernelSet,
+#endif
+#if defined(MIXED_KV_HAVE_I8MM)
+    &i8mm::kKernelSet,
+#endif
+#if defined(MIXED_KV_HAVE_DOTPROD)
+    &dotprod::kKernelSet,
+#endif
+#if defined(MIXED_KV_HAVE_NEON)
+    &neon::kKernelSet,
 #endif
     &scalar::kKernelSet,
 };

@@ -14,6 +14,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "kernels/arm_features.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernel_test_support.h"
 #include "mixed_kv/error.h"
@@ -122,6 +123,45 @@ TEST(Dispatch, RequiredInstructionSetsArePresent) {
     for (const std::string_view isa : required_isas()) {
         EXPECT_TRUE(is_supported(isa)) << "MIXED_KV_REQUIRE_ISA asks for " << isa;
     }
+}
+
+// Which set a machine should take: scripts/test-arm64.sh says it for every CPU that it emulates.
+TEST(Dispatch, TheExpectedInstructionSetIsTaken) {
+    const char* expected = std::getenv("MIXED_KV_EXPECT_ISA");
+    if (expected == nullptr) {
+        GTEST_SKIP() << "MIXED_KV_EXPECT_ISA names none";
+    }
+    EXPECT_STREQ(kernel_set("").name, expected);
+}
+
+// What operating systems say of Arm CPUs, asked on any machine.
+TEST(ArmFeatures, AreReadFromLinuxsAuxiliaryVector) {
+    constexpr std::uint64_t kCortexA72 = 0xff;                 // to CRC32
+    constexpr std::uint64_t kNeoverseN1 = 0x119fff;            // with ASIMDDP, bit 20
+    constexpr std::uint64_t kI8mm = 1 << 13, kOther = 1 << 1;  // of HWCAP2
+    const auto a72 = kernels::arm_features_of_linux(kCortexA72, 0);
+    EXPECT_FALSE(a72.dotprod || a72.i8mm);
+    const auto n1 = kernels::arm_features_of_linux(kNeoverseN1, kOther);
+    EXPECT_TRUE(n1.dotprod);
+    EXPECT_FALSE(n1.i8mm);
+    EXPECT_TRUE(kernels::arm_features_of_linux(kNeoverseN1, kI8mm).i8mm);
+    // The i8mm set takes no less than the dotprod set.
+    EXPECT_FALSE(kernels::arm_features_of_linux(kCortexA72, kI8mm).i8mm);
+}
+
+TEST(ArmFeatures, AreReadFromMacosSysctl) {
+    const auto with = [](std::initializer_list<std::string_view> names) {
+        return kernels::arm_features_of_macos([names](std::string_view name) {
+            return std::find(names.begin(), names.end(), name) != names.end();
+        });
+    };
+    constexpr std::string_view kDotProduct = "hw.optional.arm.FEAT_DotProd",
+                               kI8mm = "hw.optional.arm.FEAT_I8MM";
+    EXPECT_FALSE(with({}).dotprod || with({}).i8mm);
+    EXPECT_TRUE(with({kDotProduct}).dotprod);
+    EXPECT_FALSE(with({kDotProduct}).i8mm);
+    EXPECT_TRUE(with({kDotProduct, kI8mm}).i8mm);
+    EXPECT_FALSE(with({kI8mm}).i8mm);
 }
 
 // Says which set MIXED_KV_ISA=value selects, or why none. active_kernel_set() reads the environment once per

@@ -60,6 +60,8 @@ TEST(Peak, UnitsOfACase) {
               (Units{{"fma f32 avx512", 0.25}, {"2 x vpdpbusd int8 avx512", 0.75}}));
     EXPECT_EQ(units_used("avxvnni", shape, "q4", "q4"),
               (Units{{"fma f32 avx2", 0.25}, {"vpdpwssd int16 avxvnni", 0.75}}));
+    EXPECT_EQ(units_used("i8mm", shape, "q4", "q4"),
+              (Units{{"fma f32 neon", 0.25}, {"2 x usmmla int8", 0.75}}));
     EXPECT_EQ(units_used("scalar", shape, "q4", "q4"), (Units{{"scalar f32", 1}}));
     // AMX: cold pages from 9 query rows on, FP16 pages from 28.
     shape.n_q = 3;

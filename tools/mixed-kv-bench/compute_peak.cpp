@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace mixed_kv::tools {
@@ -38,6 +40,12 @@ void burn_scalar(std::int64_t n) {
         }
     }
     asm volatile("" : : "m"(sum));
+}
+
+// Asking for amx also gets the operating system's permission to use tiles.
+[[maybe_unused]] bool has(std::string_view isa) {
+    const auto isas = supported_isas();
+    return std::find(isas.begin(), isas.end(), isa) != isas.end();
 }
 
 #if defined(__x86_64__)
@@ -91,12 +99,27 @@ MIXED_KV_DEFINE_TILE_BURN(burn_tiles_int8, MIXED_KV_INT8)
 MIXED_KV_DEFINE_TILE_BURN(burn_tiles_bf16, MIXED_KV_BF16)
 #undef MIXED_KV_DEFINE_TILE_BURN
 
-// Asking also gets the operating system's permission to use tiles.
-bool has(std::string_view isa) {
-    const auto isas = supported_isas();
-    return std::find(isas.begin(), isas.end(), isa) != isas.end();
-}
 bool has_amx() { return has("amx"); }
+#elif defined(__aarch64__)
+// As assembly, which needs no option of the compiler.
+#define MIXED_KV_DEFINE_BURN(NAME, STEP)                                      \
+    void NAME(std::int64_t n) {                                               \
+        const int32x4_t x = vdupq_n_s32(0), y = x;                            \
+        int32x4_t s0 = x, s1 = x, s2 = x, s3 = x, s4 = x, s5 = x;             \
+        int32x4_t s6 = x, s7 = x, s8 = x, s9 = x, s10 = x, s11 = x;           \
+        const auto step = [&](int32x4_t & s) __attribute__((always_inline)) { \
+            asm volatile(STEP : "+w"(s) : "w"(x), "w"(y));                    \
+        };                                                                    \
+        for (std::int64_t i = 0; i < n; ++i) {                                \
+            step(s0), step(s1), step(s2), step(s3), step(s4), step(s5);       \
+            step(s6), step(s7), step(s8), step(s9), step(s10), step(s11);     \
+        }                                                                     \
+    }
+MIXED_KV_DEFINE_BURN(burn_fma, "fmla %0.4s, %1.4s, %2.4s")
+MIXED_KV_DEFINE_BURN(burn_smlal, "smlal %0.4s, %1.4h, %2.4h")
+MIXED_KV_DEFINE_BURN(burn_sdot, ".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b")
+MIXED_KV_DEFINE_BURN(burn_usmmla, ".arch_extension i8mm\n\tusmmla %0.4s, %1.16b, %2.16b")
+#undef MIXED_KV_DEFINE_BURN
 #endif
 
 const Unit kUnits[] = {
@@ -110,6 +133,11 @@ const Unit kUnits[] = {
     {"3 x tdpbf16ps amx", burn_tiles_bf16, has_amx, 2 * 16 * 16 * 32 / 3.0},
     {"2 x vpdpbusd int8 avx512", burn_vnni512, [] { return bool(__builtin_cpu_supports("avx512vnni")); },
      128 / 2.0},
+#elif defined(__aarch64__)
+    {"fma f32 neon", burn_fma, [] { return true; }, 8},
+    {"smlal int16 neon", burn_smlal, [] { return true; }, 8},
+    {"2 x sdot int8", burn_sdot, [] { return has("dotprod"); }, 32 / 2.0},
+    {"2 x usmmla int8", burn_usmmla, [] { return has("i8mm"); }, 64 / 2.0},
 #endif
 };
 
@@ -131,6 +159,10 @@ std::string unit_used(const std::string& isa, const std::string& format, std::in
     if (isa == "amx" || isa == "avx512") return f16 ? "fma f32 avx512" : "2 x vpdpbusd int8 avx512";
     if (isa == "avxvnni" && !f16) return "vpdpwssd int16 avxvnni";
     if (isa == "avx2" || isa == "avxvnni") return f16 ? "fma f32 avx2" : "vpmaddwd int16 avx2";
+    if (f16 && (isa == "neon" || isa == "dotprod" || isa == "i8mm")) return "fma f32 neon";
+    if (isa == "neon") return "smlal int16 neon";
+    if (isa == "dotprod") return "2 x sdot int8";
+    if (isa == "i8mm") return "2 x usmmla int8";
     return "scalar f32";
 }
 

@@ -1,0 +1,11 @@
+// qk over cold pages.
+
+#include "kernels/i8mm/tiles.h"
+
+namespace mixed_kv::kernels::i8mm {
+
+#define MIXED_KV_DEFINE_FORMAT(name, bits) \
+    void qk_##name##_i8mm(const QkArgs& args) noexcept { shared::qk_cold<Set, bits>(args); }
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DEFINE_FORMAT)
+
+}  // namespace mixed_kv::kernels::i8mm

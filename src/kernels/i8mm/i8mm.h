@@ -1,0 +1,19 @@
+#pragma once
+
+#include "formats/format_list.h"
+#include "kernels/contract.h"
+
+// Products of cold pages with USMMLA, which multiplies 16 codes with both parts of a row. All else is the
+// neon set's.
+namespace mixed_kv::kernels::i8mm {
+
+// qk_q4_i8mm and so on, for every cold format.
+#define MIXED_KV_DECLARE_FORMAT(name, bits)             \
+    void qk_##name##_i8mm(const QkArgs& args) noexcept; \
+    void pv_##name##_i8mm(const PvArgs& args) noexcept;
+MIXED_KV_FOR_EACH_COLD_FORMAT(MIXED_KV_DECLARE_FORMAT)
+#undef MIXED_KV_DECLARE_FORMAT
+
+extern const KernelSet kKernelSet;
+
+}  // namespace mixed_kv::kernels::i8mm
