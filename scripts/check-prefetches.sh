@@ -16,7 +16,7 @@ set -euo pipefail
 status=0
 for object in "$@"; do
     kernels=$("${NM:-nm}" --defined-only --demangle "$object" | grep -cE ' T .*::(qk|pv)_[a-z0-9_]+\(' || true)
-    prefetches=$("${OBJDUMP:-objdump}" --disassemble --no-show-raw-insn "$object" | grep -c '[[:space:]]prefetch' || true)
+    prefetches=$("${OBJDUMP:-objdump}" --disassemble --no-show-raw-insn "$object" | grep -cE '[[:space:]](prefetch|prfm)' || true)
     if [ "$kernels" -eq 0 ] || [ "$prefetches" -lt $((2 * kernels)) ]; then
         echo "$object: $kernels kernels, $prefetches prefetches"
         status=1

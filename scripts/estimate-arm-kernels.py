@@ -4,7 +4,7 @@
     scripts/estimate-arm-kernels.py [--match TEXT] [--cpu CPU,...] OBJECT...
 
 Every innermost loop with at least eight products is one line: the function, its instructions, products (SDOT, USMMLA,
-SMLAL, FMLA), loads, the bytes of codes... and for each CPU what llvm-mca says for many passes in a row, beside the floor:
+SMLAL, FMLA), loads, and for each CPU the cycles that llvm-mca gives for one of many passes in a row, beside the floor:
 products divided by the pipes that take them. llvm-mca knows latencies and pipes, but no caches.
 
 Needs llvm-objdump and llvm-mca 19 (Debian: llvm-19).

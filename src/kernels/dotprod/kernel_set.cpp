@@ -34,6 +34,7 @@ const KernelSet kKernelSet = {
     .hadamard = neon::hadamard,
     .fp32_to_fp16 = neon::fp32_to_fp16,
     .fp16_to_fp32 = neon::fp16_to_fp32,
+    .softmax_pages = kMaxSoftmaxPages,
 };
 
 }  // namespace mixed_kv::kernels::dotprod

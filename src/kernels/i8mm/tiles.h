@@ -26,14 +26,14 @@ struct Pairs {
     uint8x16_t first, last;
 };
 
-inline Pairs zip_lanes(uint8x16_t a, uint8x16_t b) noexcept {
+inline __attribute__((always_inline)) Pairs zip_lanes(uint8x16_t a, uint8x16_t b) noexcept {
     const uint32x4_t x = vreinterpretq_u32_u8(a), y = vreinterpretq_u32_u8(b);
     return {vreinterpretq_u8_u32(vzip1q_u32(x, y)), vreinterpretq_u8_u32(vzip2q_u32(x, y))};
 }
 
 // The codes of two times four lanes.
 template <int kBits, int kField>
-inline Pairs join_lanes(const neon::PlaneBytes& a, const neon::PlaneBytes& b) noexcept {
+inline __attribute__((always_inline)) Pairs join_lanes(const neon::PlaneBytes& a, const neon::PlaneBytes& b) noexcept {
     constexpr formats::CodePlanes planes = formats::code_planes(kBits);
     Pairs byte{}, nibble{}, pair{}, single{};
     if constexpr (planes.byte) byte = zip_lanes(a.byte, b.byte);
@@ -48,7 +48,7 @@ template <int kBits>
 struct Packed {
     // Channels 8 unit .. + 7, tokens 16 kJ + 4 j .. + 3; kWhole: the block has the last four channels.
     template <int kJ, bool kWhole>
-    static Pairs keys(const std::byte* block, const BlockLayout& l, int unit, int j) noexcept {
+    static inline __attribute__((always_inline)) Pairs keys(const std::byte* block, const BlockLayout& l, int unit, int j) noexcept {
         const auto a = neon::load_planes<kBits>(neon::key_planes(block, l, 2 * unit, kJ, 4 * j));
         neon::PlaneBytes b{};
         if constexpr (kWhole) {
@@ -58,7 +58,7 @@ struct Packed {
     }
     // Tokens 32 half + 4 kG .. + 3 and those 16 further, channels 4 v .. + 3.
     template <int kG>
-    static Pairs values(const std::byte* block, const BlockLayout& l, int half, int v) noexcept {
+    static inline __attribute__((always_inline)) Pairs values(const std::byte* block, const BlockLayout& l, int half, int v) noexcept {
         return join_lanes<kBits, kG>(
             neon::load_planes<kBits>(neon::value_planes(block, l, 2 * half, kG, 4 * v)),
             neon::load_planes<kBits>(neon::value_planes(block, l, 2 * half + 1, kG, 4 * v)));
@@ -76,11 +76,11 @@ struct Unpacked {
         return std::ptrdiff_t(v / 2 * 8 + 4 * half + field) * 64 + v % 2 * 32;
     }
     template <int kJ, bool>
-    static Pairs keys(const std::byte* codes, const BlockLayout& l, int unit, int j) noexcept {
+    static inline __attribute__((always_inline)) Pairs keys(const std::byte* codes, const BlockLayout& l, int unit, int j) noexcept {
         return load(codes + key_at(l, kJ, unit, j));
     }
     template <int kG>
-    static Pairs values(const std::byte* codes, const BlockLayout&, int half, int v) noexcept {
+    static inline __attribute__((always_inline)) Pairs values(const std::byte* codes, const BlockLayout&, int half, int v) noexcept {
         return load(codes + value_at(half, kG, v));
     }
     static void store(std::byte* p, const Pairs& codes) noexcept {
@@ -89,7 +89,7 @@ struct Unpacked {
     }
 
   private:
-    static Pairs load(const std::byte* p) noexcept { return {neon::load_bytes(p), neon::load_bytes(p + 16)}; }
+    static inline __attribute__((always_inline)) Pairs load(const std::byte* p) noexcept { return {neon::load_bytes(p), neon::load_bytes(p + 16)}; }
 };
 
 // Of four tokens (channels): high and low part in turn.
@@ -127,7 +127,7 @@ inline __attribute__((always_inline)) void add_products(Sums<kRows, kVectors>& s
     });
 }
 
-inline int32x4_t whole(const Sum& sum) noexcept {
+inline __attribute__((always_inline)) int32x4_t whole(const Sum& sum) noexcept {
     static constexpr std::int32_t kShift[4] = {8, 0, 8, 0};
     const int32x4_t shift = vld1q_s32(kShift);
     return vpaddq_s32(vshlq_s32(sum.first, shift), vshlq_s32(sum.last, shift));

@@ -33,6 +33,7 @@ const KernelSet kKernelSet = {
     .hadamard = hadamard,
     .fp32_to_fp16 = fp32_to_fp16,
     .fp16_to_fp32 = fp16_to_fp32,
+    .softmax_pages = kMaxSoftmaxPages,
 };
 
 }  // namespace mixed_kv::kernels::neon

@@ -4,7 +4,7 @@
 
 #include "kernels/shared/tiles.h"
 
-// Logits and the online softmax over a page of 64 scores.
+// Logits over a page of 64 scores, and the online softmax over one or several pages.
 namespace mixed_kv::kernels::shared {
 namespace {
 
@@ -53,9 +53,12 @@ inline typename L::F tanh_of(typename L::F x) noexcept {
 
 // Whether a row whose largest score is -inf has nothing but masked scores: NaN is no number to be the
 // largest.
-inline bool all_masked(const float* scores) noexcept {
+inline bool all_masked(const SoftmaxArgs& a, int r) noexcept {
     bool masked = true;
-    for (int t = 0; t < kPage; ++t) masked = masked && scores[t] == kMasked;
+    const float* s = a.scores + std::ptrdiff_t(r) * kPage;
+    for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+        for (int t = 0; t < kPage; ++t) masked = masked && s[t] == kMasked;
+    }
     return masked;
 }
 
@@ -71,9 +74,11 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     unroll<kRows>([&](auto row) {
         const float* s = scores + row.value * kPage;
         auto top0 = masked, top1 = masked;
-        for (int t = 0; t < kPage; t += 2 * kW) {
-            top0 = L::max(L::load(s + t), top0);  // skips NaN
-            top1 = L::max(L::load(s + t + kW), top1);
+        for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+            for (int t = 0; t < kPage; t += 2 * kW) {
+                top0 = L::max(L::load(s + t), top0);  // skips NaN
+                top1 = L::max(L::load(s + t + kW), top1);
+            }
         }
         largest[row.value] = L::max(top0, top1);
     });
@@ -82,7 +87,7 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
     L::store(tops, row_largest);
     unroll<kRows>([&](auto row) {
         constexpr int i = decltype(row)::value;
-        seen[i] = tops[i] == kMasked && all_masked(scores + i * kPage) ? 0.0f : 1.0f;
+        seen[i] = tops[i] == kMasked && all_masked(a, r + i) ? 0.0f : 1.0f;
     });
 
     // A row whose scores are all -inf: m stays, p = exp(-inf - 0), rescale = 1.
@@ -98,13 +103,15 @@ inline void softmax_rows(const SoftmaxArgs& a, int r) noexcept {
         const auto top = L::all(shift[row.value]);
         float* s = scores + row.value * kPage;
         auto sum0 = L::all(0.0f), sum1 = sum0;
-        for (int t = 0; t < kPage; t += 2 * kW) {
-            const auto p0 = exp_of<L>(L::sub(L::load(s + t), top));
-            const auto p1 = exp_of<L>(L::sub(L::load(s + t + kW), top));
-            L::store(s + t, p0);
-            L::store(s + t + kW, p1);
-            sum0 = L::add(sum0, p0);
-            sum1 = L::add(sum1, p1);
+        for (int page = 0; page < a.n_pages; ++page, s += a.page_stride) {
+            for (int t = 0; t < kPage; t += 2 * kW) {
+                const auto p0 = exp_of<L>(L::sub(L::load(s + t), top));
+                const auto p1 = exp_of<L>(L::sub(L::load(s + t + kW), top));
+                L::store(s + t, p0);
+                L::store(s + t + kW, p1);
+                sum0 = L::add(sum0, p0);
+                sum1 = L::add(sum1, p1);
+            }
         }
         sum[row.value] = L::add(sum0, sum1);
     });
