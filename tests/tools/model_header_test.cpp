@@ -109,8 +109,9 @@ void expect_an_end(const std::string& good, const std::string& key, std::uint32_
     const CommandResult result = run(changed_model(good, key, value));
     EXPECT_LE(result.exit_status, 2) << good << ", " << key << " = " << value << ": " << result.err;
     EXPECT_EQ(result.out.find("GGML_ASSERT"), std::string::npos) << result.out;
+    // What the plugin says of the cache comes before, where the model got that far.
     if (result.exit_status != 0) {
-        EXPECT_EQ(result.err_lines().size(), 1U) << key << " = " << value << result.err;
+        EXPECT_NE(result.err.find("mixed-kv-run: error: "), std::string::npos) << key << " = " << value;
     }
 }
 
