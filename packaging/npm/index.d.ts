@@ -18,6 +18,10 @@ export interface Settings {
     calibration?: string;
     /** MiB that all caches of the process may take when full; 0: no limit. */
     limitMb?: number;
+    /** MiB that all caches together may take; rows stay exact while they fit. */
+    budgetMb?: number;
+    /** Formats that pages step down under a budget. */
+    ladder?: string;
     /** 0, 1 or 2: how much the plugin says through llama.cpp's log. */
     verbose?: 0 | 1 | 2;
 }

@@ -15,6 +15,8 @@ const variables = {
     bits: "GGML_MIXED_KV_BITS",
     calibration: "GGML_MIXED_KV_CALIBRATION",
     limitMb: "GGML_MIXED_KV_LIMIT_MB",
+    budgetMb: "GGML_MIXED_KV_BUDGET_MB",
+    ladder: "GGML_MIXED_KV_LADDER",
     verbose: "GGML_MIXED_KV_VERBOSE"
 };
 
