@@ -132,7 +132,7 @@ trace::TraceRecord mixed_record() {
     r.n_tokens = r.n_head = r.n_head_kv = 1;
     r.n_kv = 130;
     r.head_dim_k = r.head_dim_v = 32;
-    r.k.cold = {"q4", 64, 1000, 1};
+    r.k.cold = {"q4", 64, 1152, 1};
     // The lower half but cell 70, in two blocks.
     r.k.pages = {{.first_cell = 64, .held = 0x0000ffbf}, {.first_cell = 64, .held = 0xffff0000}};
     for (int32_t cell : {0, 1, 2, 70, 128}) r.k.cells.push_back(cell);
@@ -151,7 +151,7 @@ TEST(TracePage, CellsAreMappedToPagesAndTheirParts) {
     EXPECT_EQ(map.pages[1].parts[0].kind, "block");
     EXPECT_EQ(map.pages[1].parts[0].format, "q4");
     EXPECT_EQ(map.pages[1].parts[0].n_cells, 15);
-    EXPECT_EQ(map.pages[1].parts[0].bytes, 1000);
+    EXPECT_EQ(map.pages[1].parts[0].bytes, 1152);  // q4: 32 channels of 64 half bytes, and their scales
     EXPECT_EQ(map.pages[1].parts[1].kind, "overlay");
     EXPECT_EQ(map.pages[1].parts[1].n_cells, 1);
     EXPECT_EQ(map.pages[1].parts[2].kind, "block");
