@@ -21,6 +21,7 @@ endif()
 # Shown as skipped, with the reason in its output, without such a Node and where the script prints "SKIPPED: ".
 function(mixed_kv_add_node_test name script)
     cmake_parse_arguments(PARSE_ARGV 2 arg "" "TIMEOUT" "LABELS;ENV")
+    string(REPLACE "\\;" ";" arg_LABELS "${arg_LABELS}") # of "a;b", which PARSE_ARGV keeps as one word
     if(MIXED_KV_NODE_COMMAND)
         set(command "${MIXED_KV_NODE_COMMAND}" "${CMAKE_CURRENT_SOURCE_DIR}/${script}")
     else()

@@ -11,6 +11,7 @@ set(MIXED_KV_TEST_FLAGS -O1)
 
 function(mixed_kv_add_test)
     cmake_parse_arguments(PARSE_ARGV 0 arg "WHOLE" "NAME;TIMEOUT" "SOURCES;LIBS;LABELS;ENV")
+    string(REPLACE "\\;" ";" arg_LABELS "${arg_LABELS}") # of "a;b", which PARSE_ARGV keeps as one word
     if(arg_UNPARSED_ARGUMENTS OR NOT arg_NAME OR NOT arg_SOURCES)
         message(FATAL_ERROR "mixed_kv_add_test: NAME and SOURCES are needed, not understood: '${arg_UNPARSED_ARGUMENTS}'")
     endif()
