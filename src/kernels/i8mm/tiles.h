@@ -33,7 +33,8 @@ inline __attribute__((always_inline)) Pairs zip_lanes(uint8x16_t a, uint8x16_t b
 
 // The codes of two times four lanes.
 template <int kBits, int kField>
-inline __attribute__((always_inline)) Pairs join_lanes(const neon::PlaneBytes& a, const neon::PlaneBytes& b) noexcept {
+inline __attribute__((always_inline)) Pairs join_lanes(const neon::PlaneBytes& a,
+                                                       const neon::PlaneBytes& b) noexcept {
     constexpr formats::CodePlanes planes = formats::code_planes(kBits);
     Pairs byte{}, nibble{}, pair{}, single{};
     if constexpr (planes.byte) byte = zip_lanes(a.byte, b.byte);
@@ -48,7 +49,8 @@ template <int kBits>
 struct Packed {
     // Channels 8 unit .. + 7, tokens 16 kJ + 4 j .. + 3; kWhole: the block has the last four channels.
     template <int kJ, bool kWhole>
-    static inline __attribute__((always_inline)) Pairs keys(const std::byte* block, const BlockLayout& l, int unit, int j) noexcept {
+    static inline __attribute__((always_inline)) Pairs keys(const std::byte* block, const BlockLayout& l,
+                                                            int unit, int j) noexcept {
         const auto a = neon::load_planes<kBits>(neon::key_planes(block, l, 2 * unit, kJ, 4 * j));
         neon::PlaneBytes b{};
         if constexpr (kWhole) {
@@ -58,7 +60,8 @@ struct Packed {
     }
     // Tokens 32 half + 4 kG .. + 3 and those 16 further, channels 4 v .. + 3.
     template <int kG>
-    static inline __attribute__((always_inline)) Pairs values(const std::byte* block, const BlockLayout& l, int half, int v) noexcept {
+    static inline __attribute__((always_inline)) Pairs values(const std::byte* block, const BlockLayout& l,
+                                                              int half, int v) noexcept {
         return join_lanes<kBits, kG>(
             neon::load_planes<kBits>(neon::value_planes(block, l, 2 * half, kG, 4 * v)),
             neon::load_planes<kBits>(neon::value_planes(block, l, 2 * half + 1, kG, 4 * v)));
@@ -76,11 +79,13 @@ struct Unpacked {
         return std::ptrdiff_t(v / 2 * 8 + 4 * half + field) * 64 + v % 2 * 32;
     }
     template <int kJ, bool>
-    static inline __attribute__((always_inline)) Pairs keys(const std::byte* codes, const BlockLayout& l, int unit, int j) noexcept {
+    static inline __attribute__((always_inline)) Pairs keys(const std::byte* codes, const BlockLayout& l,
+                                                            int unit, int j) noexcept {
         return load(codes + key_at(l, kJ, unit, j));
     }
     template <int kG>
-    static inline __attribute__((always_inline)) Pairs values(const std::byte* codes, const BlockLayout&, int half, int v) noexcept {
+    static inline __attribute__((always_inline)) Pairs values(const std::byte* codes, const BlockLayout&,
+                                                              int half, int v) noexcept {
         return load(codes + value_at(half, kG, v));
     }
     static void store(std::byte* p, const Pairs& codes) noexcept {
@@ -89,7 +94,9 @@ struct Unpacked {
     }
 
   private:
-    static inline __attribute__((always_inline)) Pairs load(const std::byte* p) noexcept { return {neon::load_bytes(p), neon::load_bytes(p + 16)}; }
+    static inline __attribute__((always_inline)) Pairs load(const std::byte* p) noexcept {
+        return {neon::load_bytes(p), neon::load_bytes(p + 16)};
+    }
 };
 
 // Of four tokens (channels): high and low part in turn.
