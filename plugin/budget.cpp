@@ -15,8 +15,6 @@ constexpr double kMiB = 1024.0 * 1024.0;
 constexpr double kTolerance = 0.01;  // of a budget, and at least 1 MiB
 // llama.cpp's default number of rows per graph; more count when the host has shown them.
 constexpr std::int64_t kUsualRows = 512;
-// Pages of a tensor that are there twice while they are encoded.
-constexpr double kInWork = 4;
 
 // What caches with one budget hold, in bytes.
 struct Held {
@@ -63,7 +61,7 @@ void add(Held& held, KvBuffer& cache, std::int64_t n_rows) {
         held.spare += page;
         held.records += double(entry->tensor->memory().bookkeeping);
         const std::int64_t rows = std::min(n, std::max(entry->most_rows, kUsualRows));
-        work = std::max(work, page * (double(rows) / kPageTokens + 1 + kInWork));
+        work = std::max(work, page * (double(rows) / kPageTokens + 1 + cache::kPagesInStep));
     }
     held.work += 2 * work;  // K and V
     held.records += double(cache.tracker_bytes());

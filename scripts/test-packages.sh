@@ -44,21 +44,21 @@ clean_up() {
     umount "$debian/proc" 2>/dev/null || true
 }
 trap clean_up EXIT
-mkdir -p "$debian/proc" "$debian/work"
+mkdir -p "$debian/proc" "$debian/trial"
 mountpoint -q "$debian/proc" || mount -t proc proc "$debian/proc"
 inside() { chroot "$debian" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root "$@"; }
 for command in gcc c++ cmake node git; do
     ! inside sh -c "command -v $command" >/dev/null || fail "that Debian is not bare: it has $command"
 done
-cp models/tiny-recall.gguf "$debian/work/model.gguf"
-head -c 600 models/eval.txt >"$debian/work/prompt"
+cp models/tiny-recall.gguf "$debian/trial/model.gguf"
+head -c 600 models/eval.txt >"$debian/trial/prompt"
 plugin_line='mixed-kv: cache of .*: [1-9][0-9]* of [0-9]* K/V tensors mixed'
 
 # The programs of an installation: PREFIX
 try_programs() {
     inside "$1/bin/mixed-kv-doctor" | grep -q 'all is well' || fail "$1/bin/mixed-kv-doctor finds problems"
-    inside "$1/bin/mixed-kv-doctor" -m /work/model.gguf -c 1024 >/dev/null || fail "$1/bin/mixed-kv-doctor -m finds problems"
-    inside "$1/bin/mixed-kv-run" -m /work/model.gguf -f /work/prompt -n 8 -c 512 -t 1 --json |
+    inside "$1/bin/mixed-kv-doctor" -m /trial/model.gguf -c 1024 >/dev/null || fail "$1/bin/mixed-kv-doctor -m finds problems"
+    inside "$1/bin/mixed-kv-run" -m /trial/model.gguf -f /trial/prompt -n 8 -c 512 -t 1 --json |
         grep -q '"active": true' || fail "$1/bin/mixed-kv-run does not run on a mixed cache"
     for tool in "$debian$1"/bin/*mixed-kv-* "$debian$1"/bin/kqv-*; do
         inside "$1/bin/$(basename "$tool")" --version >/dev/null || fail "$(basename "$tool") --version fails"
@@ -68,15 +68,15 @@ try_programs() {
 # it cannot go on without it.
 expect_line() {
     local what=$1 prefix=$2 pattern=$3
-    if inside "$prefix/bin/mixed-kv-run" -m /work/model.gguf -p a -n 1 -t 1 >/dev/null 2>"$work/said"; then
+    if inside "$prefix/bin/mixed-kv-run" -m /trial/model.gguf -p a -n 1 -t 1 >/dev/null 2>"$work/said"; then
         fail "$what: mixed-kv-run runs"
     fi
     [ "$(wc -l <"$work/said")" -le 2 ] && head -n 1 "$work/said" | grep -q "$pattern" ||
         fail "$what: mixed-kv-run says: $(cat "$work/said")"
 }
 
-cp "$deb" "$debian/work/package.deb"
-inside dpkg -i /work/package.deb >"$work/dpkg.log" 2>&1 || fail "dpkg -i failed; see $work/dpkg.log"
+cp "$deb" "$debian/trial/package.deb"
+inside dpkg -i /trial/package.deb >"$work/dpkg.log" 2>&1 || fail "dpkg -i failed; see $work/dpkg.log"
 try_programs /usr
 man_pages=$(inside sh -c 'ls /usr/share/man/man1/*mixed-kv* /usr/share/man/man1/kqv-*' 2>/dev/null | wc -l)
 programs=$(inside dpkg -L ggml-mixed-kv | grep -c '^/usr/bin/.')
@@ -93,10 +93,10 @@ sed -i 's/^Version: .*/Version: 0.0.0/' "$older/DEBIAN/control"
 mv "$older/usr/lib/ggml-mixed-kv/ggml-0.25.so" "$older/usr/lib/ggml-mixed-kv/ggml-0.99.so"
 age "$older/usr/lib/ggml-mixed-kv/ggml-0.99.so"
 (cd "$older" && find usr -type f -exec md5sum {} + >DEBIAN/md5sums)
-dpkg-deb -Zgzip -z1 -b "$older" "$debian/work/older.deb" >/dev/null
-inside dpkg --force-downgrade -i /work/older.deb >>"$work/dpkg.log" 2>&1 || fail "the older package does not install"
+dpkg-deb -Zgzip -z1 -b "$older" "$debian/trial/older.deb" >/dev/null
+inside dpkg --force-downgrade -i /trial/older.deb >>"$work/dpkg.log" 2>&1 || fail "the older package does not install"
 expect_line "the plugin of an older package" /usr 'ggml-0.99.so is of version 0.0.0, this is .*: install the package again'
-inside dpkg -i /work/package.deb >>"$work/dpkg.log" 2>&1 || fail "installing over an older package failed"
+inside dpkg -i /trial/package.deb >>"$work/dpkg.log" 2>&1 || fail "installing over an older package failed"
 [ ! -e "$debian/usr/lib/ggml-mixed-kv/ggml-0.99.so" ] || fail "a plugin of the older package stays"
 try_programs /usr
 echo "test-packages: the .deb installs and runs on a bare Debian 12, also over an older one"
@@ -110,7 +110,7 @@ if [ -n "$server" ]; then
     inside mixed-kv-doctor --llama /opt/llama >"$work/doctor" || fail "the plugin does not fit that llama-server: $(cat "$work/doctor")"
     port=$((20000 + RANDOM % 20000))
     inside LD_LIBRARY_PATH=/opt/llama GGML_BACKEND_PATH=/usr/lib/libggml-mixed-kv.so /opt/llama/llama-server \
-        -m /work/model.gguf -c 512 -fa on -t 1 --port $port --no-ui -lv 4 >"$work/server.log" 2>&1 &
+        -m /trial/model.gguf -c 512 -fa on -t 1 --port $port --no-ui -lv 4 >"$work/server.log" 2>&1 &
     server_pid=$!
     for _ in $(seq 120); do
         curl -fs "http://127.0.0.1:$port/health" >/dev/null && break
@@ -152,11 +152,11 @@ expect_line "half a plugin" $prefix 'ggml-0.25.so is truncated: 100000 bytes of 
 unpack
 rm "$plugins"/llama/libllama.*
 expect_line "no libllama" $prefix 'libllama'
-mkdir -p "$debian/work/empty"
+mkdir -p "$debian/trial/empty"
 if inside $prefix/bin/kqv-tensor-reader --version >/dev/null; then :; else fail "kqv-tensor-reader needs libllama"; fi
 unpack
-if inside $prefix/bin/mixed-kv-doctor --llama /work/empty >"$work/said" 2>&1; then fail "a folder without libraries fits"; fi
-[ "$(wc -l <"$work/said")" = 1 ] && grep -q 'no libggml-base.so in /work/empty' "$work/said" ||
+if inside $prefix/bin/mixed-kv-doctor --llama /trial/empty >"$work/said" 2>&1; then fail "a folder without libraries fits"; fi
+[ "$(wc -l <"$work/said")" = 1 ] && grep -q 'no libggml-base.so in /trial/empty' "$work/said" ||
     fail "a folder without libraries: $(cat "$work/said")"
 echo "test-packages: the .tar.gz runs there from a folder of its own, and says what is missing in pieces of it"
 

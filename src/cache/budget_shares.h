@@ -5,6 +5,9 @@
 
 namespace mixed_kv::cache {
 
+// Pages of a tensor whose old and new storage is held at the same time while they step down.
+inline constexpr int kPagesInStep = 4;
+
 // What one tensor wants of a budget, in bytes at full length: with every row in FP16, and on the lowest rung
 // of the ladder (window and sinks in FP16).
 struct BudgetClaim {

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache/budget_shares.h"
 #include "cache/kv_work.h"
 #include "cache/overlay.h"
 #include "cache/row_classes.h"
@@ -17,13 +18,15 @@ namespace mixed_kv {
 
 namespace {
 
-// Pages whose old and new storage is held at the same time.
-constexpr int kRound = 4;
-
 // A graph of so few rows is a step of generation, which must not stall: pages step down one at a time, at
 // every kPeriod-th such graph. A page of 64 new rows takes up to seven steps of others (docs/adr/0032).
 constexpr std::int64_t kFewRows = 16;
 constexpr unsigned kPeriod = 8;
+
+// Of a shared block's bytes, those that each of its pages counts.
+std::size_t part_of(const PageBlock& block, std::size_t bytes) {
+    return block.users == nullptr ? bytes : bytes / block.users[0];
+}
 
 }  // namespace
 
@@ -37,13 +40,11 @@ int KvTensor::format_at(int rung) const noexcept {
     return static_cast<int>(config_.ladder[static_cast<std::size_t>(rung - 1)] - cold_formats().data());
 }
 
-// Of a shared block each page counts its part.
 std::size_t KvTensor::stored_bytes(const Page& page) const noexcept {
     if (page.state == PageState::hot) return hot_bytes();
     if (page.state != PageState::cold) return 0;
     std::size_t bytes = overlay_bytes(page.overlay);
-    for (int i = 0; i < page.n_blocks; ++i)
-        bytes += bytes_of(page.block(i)) / (page.block(i).users == nullptr ? 1 : page.block(i).users[0]);
+    for (int i = 0; i < page.n_blocks; ++i) bytes += part_of(page.block(i), bytes_of(page.block(i)));
     return bytes;
 }
 
@@ -74,7 +75,8 @@ int KvTensor::step_down(std::size_t bytes, int most, const Parallel& parallel) n
     if (!has_ladder() || !shape_known_ || pinned()) return n_steps;
     try {
         while (page_bytes_ > bytes && n_steps < most) {
-            const int n = step_round(page_bytes_ - bytes, std::min(most - n_steps, kRound), parallel);
+            const int n =
+                step_round(page_bytes_ - bytes, std::min(most - n_steps, cache::kPagesInStep), parallel);
             if (n == 0) break;
             n_steps += n;
         }
@@ -163,7 +165,7 @@ bool KvTensor::plan_step(const cache::Step& step, std::size_t& freed) {
             if ((change.retire >> i & 1) != 0) {
                 retired |= block.cells;
             } else {
-                after += bytes_of(block) / (block.users == nullptr ? 1 : block.users[0]);
+                after += part_of(block, bytes_of(block));
             }
         }
         const std::size_t bytes = bytes_in(change.format);

@@ -45,8 +45,10 @@ struct RandomModelSpec {
     std::uint32_t n_ff = 256;
     std::uint32_t n_head = 8;
     std::uint32_t n_head_kv = 2;
-    std::uint32_t head_dim = 64;      ///< of Q, K and V; for MLA of the decompressed query without RoPE
-    std::uint32_t n_swa = 0;          ///< sliding window in tokens, 0 = none
+    std::uint32_t head_dim = 64;  ///< of Q, K and V; for MLA of the decompressed query without RoPE
+    std::uint32_t n_swa = 0;      ///< sliding window in tokens, 0 = none
+
+    bool operator==(const RandomModelSpec&) const = default;
     std::uint32_t n_embd_target = 0;  ///< gemma4-assistant: n_embd of the model whose K and V it reads
 };
 

@@ -5,7 +5,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <list>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 #include "random_model.h"
 
@@ -31,9 +34,27 @@ const std::string& random_model_file(const RandomModelSpec& spec) {
         ~File() { std::remove(path.c_str()); }
         std::string path;
     };
-    static std::map<std::string, File> files;
-    const std::string name = spec.preset + "-" + std::to_string(spec.n_swa);
-    return files.try_emplace(name, spec, name).first->second.path;
+    static std::list<std::pair<RandomModelSpec, File>> files;
+    for (const auto& [known, file] : files) {
+        if (known == spec) return file.path;
+    }
+    const std::string name = spec.preset + "-" + std::to_string(files.size());
+    return files
+        .emplace_back(std::piecewise_construct, std::forward_as_tuple(spec),
+                      std::forward_as_tuple(spec, name))
+        .second.path;
+}
+
+RandomModelSpec mostly_cache(std::uint32_t n_layer, std::uint32_t n_head, std::uint32_t head_dim) {
+    RandomModelSpec spec = random_model_spec("llama");
+    spec.n_layer = n_layer;
+    spec.n_embd = 128;
+    spec.n_ff = 64;
+    spec.n_vocab = 320;
+    spec.n_head = spec.n_head_kv = n_head;
+    spec.head_dim = head_dim;
+    spec.n_ctx_train = 32768;
+    return spec;
 }
 
 const std::string& small_model() { return random_model_file(random_model_spec("llama")); }

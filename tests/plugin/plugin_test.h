@@ -13,8 +13,10 @@ namespace mixed_kv::test {
 // The plugin's own interface; fails the test when it is not loaded.
 const mixed_kv_api& plugin_api();
 
-// A random model, written once per process for each preset and sliding window, removed at its end.
+// A random model, written once per process for each spec, removed at its end.
 const std::string& random_model_file(const RandomModelSpec& spec);
+// A llama whose weights are small beside its cache, without GQA; vocabulary of 320.
+RandomModelSpec mostly_cache(std::uint32_t n_layer, std::uint32_t n_head, std::uint32_t head_dim);
 // A small random llama (GQA 4, head_dim 64).
 const std::string& small_model();
 

@@ -20,25 +20,7 @@ constexpr double kMiB = 1024.0 * 1024.0;
 constexpr int kLayers = 2, kHeads = 8, kHeadDim = 64;
 constexpr double kTokenBytes = 2.0 * kLayers * kHeads * kHeadDim * 2;  // K and V in FP16: 4 KiB
 
-const std::string& model_file() {
-    struct File {
-        std::string path = testing::TempDir() + "mixed-kv-budget.gguf";
-        File() {
-            RandomModelSpec spec = random_model_spec("llama");
-            spec.n_layer = kLayers;
-            spec.n_embd = 128;
-            spec.n_ff = 64;
-            spec.n_vocab = 320;
-            spec.n_head = spec.n_head_kv = kHeads;
-            spec.head_dim = kHeadDim;
-            spec.n_ctx_train = 32768;
-            write_random_model(spec, path);
-        }
-        ~File() { std::remove(path.c_str()); }
-    };
-    static const File file;
-    return file.path;
-}
+const std::string& model_file() { return random_model_file(mostly_cache(kLayers, kHeads, kHeadDim)); }
 
 void configure(const std::string& text) {
     char error[256] = "";

@@ -60,20 +60,10 @@ double cache_mib() {
 TEST(PrefillMemory, PeakIsTheFinalCacheAndWhatIsInFlight) {
     const char* text = std::getenv("MIXED_KV_PREFILL_TOKENS");
     const auto n_tokens = std::uint32_t(text != nullptr ? std::atoi(text) : 8192);
-    RandomModelSpec spec = random_model_spec("llama");
-    spec.n_layer = kLayers;
-    spec.n_embd = 128;
-    spec.n_ff = 64;
-    spec.n_vocab = 320;
-    spec.n_head = spec.n_head_kv = kHeads;
-    spec.head_dim = kHeadDim;
-    spec.n_ctx_train = n_tokens;
-    const std::string path = testing::TempDir() + "mixed-kv-prefill-memory.gguf";
-    write_random_model(spec, path);
     char error[256] = "";
     ASSERT_EQ(plugin_api().configure("k=q4,v=q4,window=64,sinks=4", error, sizeof error), 1) << error;
     {
-        const Model model(path, CacheOwner::kPlugin);
+        const Model model(random_model_file(mostly_cache(kLayers, kHeads, kHeadDim)), CacheOwner::kPlugin);
         clear_log();
         ContextOptions options;
         options.n_ctx = n_tokens;
@@ -103,5 +93,4 @@ TEST(PrefillMemory, PeakIsTheFinalCacheAndWhatIsInFlight) {
         EXPECT_GT(f16 - cache, kRest + in_flight);
     }
     plugin_api().configure("", nullptr, 0);
-    std::remove(path.c_str());
 }
