@@ -4,12 +4,19 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 
 namespace mixed_kv::tools {
 
 bool is_kv_tensor_name(const char* name) {
     return std::strncmp(name, "cache_k_l", 9) == 0 || std::strncmp(name, "cache_v_l", 9) == 0;
+}
+
+int kv_tensor_layer(const char* name) {
+    int layer = -1;
+    if (is_kv_tensor_name(name)) std::from_chars(name + 9, name + std::strlen(name), layer);
+    return layer;
 }
 
 bool HostKvTensors::on_node(ggml_tensor* node, bool ask, void* self) {

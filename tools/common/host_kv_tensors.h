@@ -13,6 +13,8 @@ namespace mixed_kv::tools {
 
 // Whether llama.cpp names a K or V tensor of its cache so.
 bool is_kv_tensor_name(const char* name);
+// The layer in such a name, "cache_k_l3"; -1 of another one.
+int kv_tensor_layer(const char* name);
 
 // Finds the K and V tensors of llama.cpp's own cache. Its public API has no way to them, so this looks at the
 // nodes of the first graphs, as an evaluation callback; afterwards the callback costs one call per node.

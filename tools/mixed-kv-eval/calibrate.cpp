@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <stdexcept>
 
+#include "common/host_kv_tensors.h"
 #include "mixed_kv/error.h"
 
 namespace mixed_kv::tools {
@@ -15,15 +15,6 @@ namespace {
 
 constexpr const char* kProbe = "q3";  // well above the noise, and still near the formats that are chosen
 constexpr std::size_t kAtOnce = 12;   // contexts beside the reference
-
-// One tensor's name, "cache_k_l3", to its layer; -1 when it is no such name.
-int layer_of(const char* name) {
-    const std::string_view text(name);
-    const auto at = text.rfind("_l");
-    int layer = -1;
-    if (at != std::string_view::npos) std::from_chars(name + at + 2, name + text.size(), layer);
-    return layer;
-}
 
 // Everything exact but what `rule` says, for the rows behind the sinks.
 Configuration probe(const std::string& rule) {
@@ -49,7 +40,7 @@ Calibration calibrate(const std::string& model_name, const Plugin& plugin, llama
         context.n_ctx = std::uint32_t(options.n_ctx);
         const EvaluatedCache cache(parse_configuration("f16"), plugin, nullptr, plugin_model, context);
         for (const mixed_kv_tensor_info& tensor : cache.tensors()) {
-            const int layer = layer_of(tensor.name);
+            const int layer = kv_tensor_layer(tensor.name);
             if (tensor.mixed == 0 || layer < 0 || tensor.n_head < 1) {
                 throw std::runtime_error(fmt::format("{} would not be mixed: nothing to calibrate ({})",
                                                      tensor.name, tensor.reason));

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 
 #include "common/host_kv_tensors.h"
@@ -33,9 +31,6 @@ std::vector<std::int64_t> read_cells(const ggml_tensor* cells) {
     return result;
 }
 
-// "cache_k_l3": 3.
-int layer_of(const char* name) { return std::atoi(name + std::strlen("cache_k_l")); }
-
 // Cells first .. end - 1 of a page.
 std::uint64_t cell_range(std::int64_t first, std::int64_t end) {
     const auto below = [](std::int64_t n) {
@@ -51,7 +46,8 @@ CodedRows::CodedRows(std::unique_ptr<RowCodec> codec, ExactRows exact)
 
 void CodedRows::follow(const std::vector<mixed_kv_tensor_info>& tensors) {
     int first_layer = INT_MAX;
-    for (const mixed_kv_tensor_info& info : tensors) first_layer = std::min(first_layer, layer_of(info.name));
+    for (const mixed_kv_tensor_info& info : tensors)
+        first_layer = std::min(first_layer, kv_tensor_layer(info.name));
     for (const mixed_kv_tensor_info& info : tensors) {
         if (info.n_head < 1 || info.head_dim < 1) {
             throw std::runtime_error(fmt::format("no attention reads {}", info.name));
@@ -60,7 +56,7 @@ void CodedRows::follow(const std::vector<mixed_kv_tensor_info>& tensors) {
             throw std::runtime_error(fmt::format("{}: {}", info.name, refusal));
         }
         tensors_[info.name] = {info.is_value != 0 ? KvRole::value : KvRole::key, info.n_head, info.head_dim,
-                               layer_of(info.name) == first_layer};
+                               kv_tensor_layer(info.name) == first_layer};
     }
     if (tensors_.empty()) throw std::runtime_error("the plugin holds no cache of this model");
 }

@@ -5,13 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <string_view>
 
+#include "common/host_kv_tensors.h"
 #include "mixed_kv/page.h"
 
 namespace mixed_kv::tools {
@@ -25,15 +25,6 @@ constexpr int kMinTerminalRows = 12, kMaxPanelRows = 18;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// The number at the end of "cache_k_l12"; -1: none.
-int layer_of(const char* name) {
-    const std::string_view text = name;
-    const std::size_t at = text.find("_l");
-    int layer = -1;
-    if (at != std::string_view::npos) std::from_chars(text.data() + at + 2, text.data() + text.size(), layer);
-    return layer;
 }
 
 // All rows scroll again, and the cursor is below the text. Written by a signal handler, too.
@@ -155,13 +146,15 @@ WatchState Watch::state() const {
     std::map<int, WatchedLayer> layers;
     for (const mixed_kv_tensor_info& t : plugin_.tensors()) {
         if (t.n_head == 0) continue;  // nothing written yet
-        WatchedLayer& layer = layers[layer_of(t.name)];
-        layer.layer = layer_of(t.name);
+        const int number = kv_tensor_layer(t.name);
+        WatchedLayer& layer = layers[number];
+        layer.layer = number;
         const std::uint64_t hot_page = std::uint64_t(t.n_head) * std::uint64_t(t.head_dim) * kPageTokens * 2;
-        layer.n_hot += std::int64_t((t.hot_bytes + t.pinned_bytes) / hot_page);
-        if (t.block_bytes > 0) {
-            layer.n_cold += std::int64_t(t.cold_bytes / (t.block_bytes * std::uint64_t(t.n_head)));
-        }
+        const auto n_hot = std::int64_t((t.hot_bytes + t.pinned_bytes) / hot_page);
+        // One sequence fills its pages one after the other; cold ones may be of several formats.
+        const auto n_pages = std::int64_t((t.rows_written + kPageTokens - 1) / kPageTokens);
+        layer.n_hot += n_hot;
+        layer.n_cold += std::max<std::int64_t>(0, n_pages - n_hot);
     }
     for (const auto& [number, layer] : layers) state.layers.push_back(layer);
     return state;
